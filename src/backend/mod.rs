@@ -1,0 +1,136 @@
+//! What a driver must do. Drivers know nothing of actors, retries, backoff or deadlines: those are written once, above.
+
+#[cfg(feature = "consul")]
+pub(crate) mod consul;
+#[cfg(any(feature = "local", feature = "memory"))]
+pub(crate) mod embedded;
+#[cfg(feature = "etcd")]
+pub(crate) mod etcd;
+#[cfg(feature = "zookeeper")]
+pub(crate) mod zookeeper;
+
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::types::{
+    Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Opens sessions with a backend. A store keeps one connector for life and asks it for a new [`Backend`] whenever the
+/// session before was lost.
+#[async_trait(?Send)]
+pub trait Connector: Send + Sync + 'static {
+    /// What the backend can do. Asked once, before any connection.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The servers to try, by names that people know them by, without credentials; at least one. The store goes around
+    /// them, one [`connect`](Connector::connect) each.
+    fn endpoints(&self) -> Vec<String>;
+
+    /// Opens a session with the endpoint at `index` and proves, by asking it something, that it works. The store ends an
+    /// attempt that takes longer than its `connect_timeout`.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] where another attempt may succeed; any other kind where it can't
+    /// ([`Error::Unauthenticated`], [`Error::InvalidConfig`], ...).
+    async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>>;
+}
+
+/// One session with a backend: the calls, each as the backend can do it in the fewest requests.
+///
+/// Keys arrive valid and without the namespace, which the driver adds; values arrive within the limit. Calls may be dropped
+/// at any await point, when their deadline is over, and may panic: the store sees to the caller and to a new session.
+///
+/// # Errors
+/// The same rules hold for every call:
+/// - a call that certainly did not reach the server fails with [`Error::Unreachable`], a read whose answer was lost too;
+/// - a write that may have been applied and whose answer was lost fails with [`Error::Indeterminate`];
+/// - a driver never repeats a write by itself, unless it knows that the one before had no effect.
+///
+/// The store repeats [`Error::Unreachable`] calls until their deadline, and [`recover`](Backend::recover)s the link first.
+#[async_trait(?Send)]
+pub trait Backend: 'static {
+    /// The value at `key`. Fails with [`Error::KeyNotFound`].
+    async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair>;
+
+    /// Whether `key` exists, without carrying its value where that can be avoided.
+    async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool>;
+
+    /// Writes `value`, makes the key permanent, and returns the version of this very write.
+    async fn put(&self, key: &Key, value: &Bytes) -> Result<Version>;
+
+    /// Writes `value` to a key that goes away with a new lease on the server, which lasts at least `ttl` from the write on,
+    /// provided that it is renewed within [`Lease::renew_within`]. `ttl` is within the capabilities' bounds.
+    async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)>;
+
+    /// Lets the lease last for its whole time again. Fails with [`Error::KeyNotFound`] where the lease is over.
+    async fn renew(&self, lease: &Lease) -> Result<()>;
+
+    /// Ends the lease and deletes its key, unless the key was written anew or deleted since. A lease that is over already is
+    /// no error.
+    async fn expire(&self, lease: &Lease) -> Result<()>;
+
+    /// Deletes `key`. Fails with [`Error::KeyNotFound`]; of two racing deletes one does.
+    async fn delete(&self, key: &Key) -> Result<()>;
+
+    /// The keys strictly beneath `dir` with their values, sorted by the bytes of the keys. Fails with
+    /// [`Error::KeyNotFound`] where nothing is beneath `dir`, no key has its name, it isn't the root, and the listing isn't
+    /// a continuation.
+    async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>>;
+
+    /// As [`list`](Backend::list), without the values.
+    async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>>;
+
+    /// Deletes the keys strictly beneath `dir` and returns how many they were. Fails with [`Error::KeyNotFound`] where
+    /// nothing is beneath `dir`, no key has its name, and it isn't the root.
+    async fn delete_tree(&self, dir: &Dir) -> Result<u64>;
+
+    /// Writes `value`, permanent, if the key is as expected. Fails with [`Error::KeyExists`], [`Error::KeyModified`] or
+    /// [`Error::KeyNotFound`].
+    async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version>;
+
+    /// Deletes the key if it has this version. Fails with [`Error::KeyModified`] or [`Error::KeyNotFound`].
+    async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()>;
+
+    /// Applies all operations at one moment if all checks hold. Together they are at most
+    /// [`MAX_TXN_OPERATIONS`](crate::types::MAX_TXN_OPERATIONS), and no key is changed twice.
+    async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome>;
+
+    /// Waits until the driver notices by itself that the link is down, and returns why. A driver that notices only by the
+    /// failure of calls waits for ever, as this default does.
+    async fn disrupted(&self) -> Error {
+        std::future::pending().await
+    }
+
+    /// Called after [`disrupted`](Backend::disrupted) returned or a call failed with [`Error::Unreachable`]: waits until the
+    /// session works again. An error says that it never will: the store then drops this backend and opens a new session.
+    async fn recover(&self) -> Result<()>;
+
+    /// The server's name for the session, where it has one.
+    fn session(&self) -> Option<String> {
+        None
+    }
+
+    /// Ends what the session holds on the server. The backend is dropped afterwards.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The life of one key with a TTL, as the server knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The key.
+    pub key: Key,
+    /// The version in which the key was written.
+    pub version: Version,
+    /// The server's name for the lease; empty where the key and version say it all.
+    pub id: String,
+    /// The server may end the lease when it was not renewed for this long.
+    pub renew_within: Duration,
+    /// The longest time that the key can outlive the process that wrote it.
+    pub outlives_process_by: Duration,
+}

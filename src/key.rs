@@ -1,0 +1,340 @@
+//! Keys and directories: the only place that normalises, validates and namespaces a path.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::borrow::Borrow;
+use std::fmt;
+use std::ops::Deref;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The key of a value: a UTF-8 path in its normal form, without leading, trailing or doubled slashes.
+///
+/// What is valid on one backend is valid on all. Refused are: the empty key, a `.` or `..` segment, control characters,
+/// code points that are no characters or are reserved for private use, more than [`Key::MAX_LEN`] bytes and, where the
+/// store has no namespace, a first segment `zookeeper`, which belongs to ZooKeeper.
+///
+/// ```
+/// use kvactor::Key;
+///
+/// let key: Key = "/services//web/".parse()?;
+/// assert_eq!(key.as_str(), "services/web");
+/// assert!("a/../b".parse::<Key>().is_err());
+/// # Ok::<(), kvactor::Error>(())
+/// ```
+///
+/// Cloning shares the text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Key(Arc<str>);
+
+/// A directory: a path like a [`Key`], or the root, which holds every key of the namespace and is written as `""` or `"/"`.
+///
+/// A directory holds the keys strictly beneath it: `foo` holds `foo/bar`, neither `foo` itself nor `foobar/x`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Dir(Arc<str>);
+
+impl Key {
+    /// Longest key in bytes, in its normal form.
+    pub const MAX_LEN: usize = 512;
+
+    /// Brings `path` to its normal form and checks it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidKey`] with the rule that `path` breaks.
+    pub fn parse(path: &str) -> Result<Self> {
+        let text = normalise(path)?;
+        if text.is_empty() {
+            return Err(invalid(path, "a key needs at least one segment"));
+        }
+        Ok(Key(text))
+    }
+
+    /// The normal form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The directory of the same name, which holds the keys beneath this one.
+    pub fn as_dir(&self) -> Dir {
+        Dir(self.0.clone())
+    }
+
+    /// The directory that this key lies in.
+    pub fn parent(&self) -> Dir {
+        match self.0.rfind('/') {
+            Some(end) => Dir(self.0[..end].into()),
+            None => Dir::root(),
+        }
+    }
+
+    /// The first segment.
+    pub fn first_segment(&self) -> &str {
+        self.0.split('/').next().unwrap_or_default()
+    }
+}
+
+impl Dir {
+    /// The root of the namespace.
+    pub fn root() -> Self {
+        Dir::default()
+    }
+
+    /// Brings `path` to its normal form and checks it. `""` and `"/"` are the root.
+    ///
+    /// # Errors
+    /// [`Error::InvalidKey`] with the rule that `path` breaks.
+    pub fn parse(path: &str) -> Result<Self> {
+        normalise(path).map(Dir)
+    }
+
+    /// The normal form; empty for the root.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is the root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The key of the same name; none for the root.
+    pub fn as_key(&self) -> Option<Key> {
+        (!self.is_root()).then(|| Key(self.0.clone()))
+    }
+
+    /// The path of `key` relative to this directory, or none where `key` is not beneath it.
+    pub fn relative<'k>(&self, key: &'k str) -> Option<&'k str> {
+        if self.is_root() {
+            return Some(key);
+        }
+        key.strip_prefix(self.as_str())?.strip_prefix('/')
+    }
+}
+
+/// Where a store's keys live on its server: what the URL's path says. Drivers translate with it; callers never see it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Namespace(Dir);
+
+impl Namespace {
+    /// The namespace at `dir`.
+    pub fn new(dir: Dir) -> Self {
+        Namespace(dir)
+    }
+
+    /// Whether keys live at the server's own root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_root()
+    }
+
+    /// The namespace's own directory on the server.
+    pub fn dir(&self) -> &Dir {
+        &self.0
+    }
+
+    /// The server's path of `key`, without a leading slash: `prefix/a/b`.
+    pub fn path(&self, key: &Key) -> String {
+        self.join(key.as_str())
+    }
+
+    /// What all keys beneath `dir` start with on the server: `prefix/a/`, or `""` for the root without a namespace.
+    pub fn prefix(&self, dir: &Dir) -> String {
+        let mut path = self.join(dir.as_str());
+        if !path.is_empty() {
+            path.push('/');
+        }
+        path
+    }
+
+    /// The caller's key of a server's path, or none where the path is outside of the namespace or no valid key (another
+    /// program may have written anything).
+    pub fn key(&self, path: &str) -> Option<Key> {
+        let inside = self.0.relative(path)?;
+        Key::parse(inside).ok().filter(|key| key.as_str() == inside)
+    }
+
+    fn join(&self, path: &str) -> String {
+        let namespace = self.0.as_str();
+        let mut joined = String::with_capacity(namespace.len() + path.len() + 2);
+        joined.push_str(namespace);
+        if !namespace.is_empty() && !path.is_empty() {
+            joined.push('/');
+        }
+        joined.push_str(path);
+        joined
+    }
+}
+
+/// The normal form of `path`, checked; empty for the root.
+fn normalise(path: &str) -> Result<Arc<str>> {
+    if let Some(reason) = path.chars().find_map(forbidden) {
+        return Err(invalid(path, reason));
+    }
+    if path.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(invalid(path, "`.` and `..` are no segments of a key"));
+    }
+    let trimmed = path.trim_matches('/');
+    let text: Arc<str> = match trimmed.contains("//") {
+        false => trimmed.into(),
+        true => trimmed.split('/').filter(|segment| !segment.is_empty()).collect::<Vec<_>>().join("/").into(),
+    };
+    if text.len() > Key::MAX_LEN {
+        return Err(invalid(path, "a key has at most 512 bytes"));
+    }
+    Ok(text)
+}
+
+/// Why a character can't be part of a key. ZooKeeper refuses these; what it refuses is refused everywhere.
+fn forbidden(c: char) -> Option<&'static str> {
+    match c {
+        '\0' => Some("NUL is not allowed"),
+        c if c.is_control() => Some("control characters are not allowed"),
+        '\u{e000}'..='\u{f8ff}' => Some("characters for private use are not allowed"),
+        '\u{fff0}'..='\u{ffff}' => Some("the code points U+FFF0 to U+FFFF are not allowed"),
+        _ => None,
+    }
+}
+
+fn invalid(path: &str, reason: &'static str) -> Error {
+    let shown: String = path.chars().take(64).collect();
+    let shown = if shown.len() < path.len() { format!("{shown}…") } else { shown };
+    Error::InvalidKey { key: shown.into(), reason }
+}
+
+/// What keys and directories have in common: conversions and looks.
+macro_rules! path_type {
+    ($type:ident) => {
+        impl Deref for $type {
+            type Target = str;
+            fn deref(&self) -> &str {
+                &self.0
+            }
+        }
+        impl AsRef<str> for $type {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+        impl Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+        impl FromStr for $type {
+            type Err = Error;
+            fn from_str(path: &str) -> Result<Self> {
+                $type::parse(path)
+            }
+        }
+        impl TryFrom<&str> for $type {
+            type Error = Error;
+            fn try_from(path: &str) -> Result<Self> {
+                $type::parse(path)
+            }
+        }
+        impl TryFrom<String> for $type {
+            type Error = Error;
+            fn try_from(path: String) -> Result<Self> {
+                $type::parse(&path)
+            }
+        }
+        impl TryFrom<&String> for $type {
+            type Error = Error;
+            fn try_from(path: &String) -> Result<Self> {
+                $type::parse(path)
+            }
+        }
+        impl From<&$type> for $type {
+            fn from(path: &$type) -> Self {
+                path.clone()
+            }
+        }
+        impl From<$type> for String {
+            fn from(path: $type) -> Self {
+                path.0.as_ref().to_owned()
+            }
+        }
+    };
+}
+path_type!(Key);
+path_type!(Dir);
+
+impl From<Key> for Dir {
+    fn from(key: Key) -> Self {
+        Dir(key.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn one_key_has_one_form() {
+        for path in ["a/b", "/a/b", "a/b/", "//a///b//"] {
+            assert_eq!(Key::parse(path).unwrap().as_str(), "a/b", "{path}");
+        }
+    }
+
+    #[test]
+    fn broken_rules_are_named() {
+        let long = "x".repeat(513);
+        for path in ["", "/", "///", ".", "a/..", "a/./b", "a\0b", "a\u{7f}", "\u{85}", "\u{e000}", "\u{fffe}", &long] {
+            assert!(matches!(Key::parse(path), Err(Error::InvalidKey { .. })), "{path:?}");
+        }
+        assert!(Key::parse(&"x".repeat(512)).is_ok());
+        assert!(Dir::parse("//").unwrap().is_root());
+    }
+
+    #[test]
+    fn a_directory_holds_what_is_strictly_beneath_it() {
+        let dir = Dir::parse("foo").unwrap();
+        assert_eq!(dir.relative("foo/bar"), Some("bar"));
+        assert_eq!(dir.relative("foo"), None);
+        assert_eq!(dir.relative("foobar/x"), None);
+        assert_eq!(Dir::root().relative("foo"), Some("foo"));
+        assert_eq!(Key::parse("a/b").unwrap().parent(), Dir::parse("a").unwrap());
+        assert_eq!(Key::parse("a").unwrap().parent(), Dir::root());
+    }
+
+    #[test]
+    fn foreign_paths_outside_of_the_rules_are_no_keys() {
+        let namespace = Namespace::new(Dir::parse("app").unwrap());
+        assert_eq!(namespace.key("app/a/b").unwrap().as_str(), "a/b");
+        for path in ["app", "app/", "app//x", "application/x", "app/a/", "other/a"] {
+            assert_eq!(namespace.key(path), None, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_normal_form_is_stable(path in any::<String>()) {
+            if let Ok(key) = Key::parse(&path) {
+                prop_assert_eq!(Key::parse(key.as_str()).unwrap(), key.clone());
+                prop_assert!(!key.contains("//") && !key.starts_with('/') && !key.ends_with('/'));
+                prop_assert!(key.len() <= Key::MAX_LEN && !key.is_empty());
+            }
+        }
+
+        #[test]
+        fn a_namespace_is_invisible(space in "[a-z]{0,4}(/[a-z]{1,3}){0,2}", path in "[a-z ?#%+é/]{1,24}") {
+            let namespace = Namespace::new(Dir::parse(&space).unwrap());
+            if let Ok(key) = Key::parse(&path) {
+                prop_assert_eq!(namespace.key(&namespace.path(&key)), Some(key.clone()));
+                prop_assert!(namespace.path(&key).starts_with(&namespace.prefix(&Dir::root())));
+            }
+        }
+    }
+}
