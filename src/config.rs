@@ -177,9 +177,9 @@ impl Config {
     /// # Errors
     /// [`Error::InvalidConfig`], naming the part of the URL that is wrong. Nothing is contacted and no file is opened.
     pub fn from_url(url: &str) -> Result<Self> {
-        let (name, rest) = url
-            .split_once("://")
-            .ok_or_else(|| Error::invalid_config("store URL", "it has no `://`; an example is etcd://127.0.0.1:2379/prefix"))?;
+        let (name, rest) = url.split_once("://").ok_or_else(|| {
+            Error::invalid_config("store URL", "it has no `://`; an example is etcd://127.0.0.1:2379/prefix")
+        })?;
         let scheme = Scheme::parse(name)?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         if rest.contains('#') || query.contains('#') {
@@ -372,7 +372,10 @@ fn environment_credentials() -> Option<Credentials> {
 
 fn duration(name: &str, value: &str) -> Result<Duration> {
     humantime::parse_duration(value).map_err(|error| {
-        Error::invalid_config(format!("parameter `{name}`"), format!("`{value}` is no duration like 3s or 250ms: {error}"))
+        Error::invalid_config(
+            format!("parameter `{name}`"),
+            format!("`{value}` is no duration like 3s or 250ms: {error}"),
+        )
     })
 }
 
