@@ -111,7 +111,7 @@ pub struct Options {
     /// its error. `false`.
     pub lazy: bool,
     /// How many calls may be with the server at once; further ones wait their turn up to their deadlines. 1024.
-    pub max_in_flight: usize,
+    pub max_in_flight: u32,
     /// Largest value in bytes. 512 KiB, which every backend takes; at most
     /// [`Capabilities::max_value_size`](crate::Capabilities::max_value_size).
     pub max_value_size: usize,
@@ -139,6 +139,29 @@ impl Default for Options {
             backoff_reset: Duration::from_secs(10),
             datacenter: None,
         }
+    }
+}
+
+impl Options {
+    pub(crate) fn validate(&self) -> Result<()> {
+        let durations = [
+            ("request_timeout", self.request_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("session_timeout", self.session_timeout),
+            ("backoff_min", self.backoff_min),
+        ];
+        for (name, duration) in durations {
+            if duration < Duration::from_millis(1) {
+                return Err(Error::invalid_config(name, "it must be at least 1ms"));
+            }
+        }
+        if self.backoff_max < self.backoff_min {
+            return Err(Error::invalid_config("backoff_max", "it must not be below `backoff_min`"));
+        }
+        if self.max_in_flight == 0 || self.max_in_flight > 1 << 20 {
+            return Err(Error::invalid_config("max_in_flight", "it must be from 1 to 1048576"));
+        }
+        Ok(())
     }
 }
 
@@ -286,24 +309,7 @@ impl Config {
     /// # Errors
     /// [`Error::InvalidConfig`], naming the field.
     pub fn validate(&self) -> Result<()> {
-        let options = &self.options;
-        let durations = [
-            ("request_timeout", options.request_timeout),
-            ("connect_timeout", options.connect_timeout),
-            ("session_timeout", options.session_timeout),
-            ("backoff_min", options.backoff_min),
-        ];
-        for (name, duration) in durations {
-            if duration < Duration::from_millis(1) {
-                return Err(Error::invalid_config(name, "it must be at least 1ms"));
-            }
-        }
-        if options.backoff_max < options.backoff_min {
-            return Err(Error::invalid_config("backoff_max", "it must not be below `backoff_min`"));
-        }
-        if options.max_in_flight == 0 || options.max_in_flight > 1 << 20 {
-            return Err(Error::invalid_config("max_in_flight", "it must be from 1 to 1048576"));
-        }
+        self.options.validate()?;
         if self.tls.as_ref().is_some_and(|tls| tls.cert.is_some() != tls.key.is_some()) {
             return Err(Error::invalid_config("tls_cert and tls_key", "one doesn't go without the other"));
         }

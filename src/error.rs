@@ -90,7 +90,7 @@ pub enum Error {
         #[source]
         source: Option<Source>,
     },
-    /// A read got no answer before its deadline.
+    /// A read got no answer before its deadline, or a call of any kind was still waiting for its turn.
     #[error("no answer within {after:?}")]
     Timeout {
         /// The time allowed for the call.

@@ -56,6 +56,11 @@ impl Key {
         &self.0
     }
 
+    /// The text, shared.
+    pub(crate) fn share(&self) -> Arc<str> {
+        self.0.clone()
+    }
+
     /// The directory of the same name, which holds the keys beneath this one.
     pub fn as_dir(&self) -> Dir {
         Dir(self.0.clone())

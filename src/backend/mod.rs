@@ -9,15 +9,41 @@ pub(crate) mod etcd;
 #[cfg(feature = "zookeeper")]
 pub(crate) mod zookeeper;
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{
-    Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version,
+    BackendKind, Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+
+/// The connector of the backend that `config` names.
+///
+/// # Errors
+/// [`Error::Unsupported`] where this build lacks the backend's feature, and the driver's own for a bad configuration.
+pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
+    match config.backend {
+        #[cfg(feature = "consul")]
+        BackendKind::Consul => consul::connector(config),
+        #[cfg(feature = "etcd")]
+        BackendKind::Etcd => etcd::connector(config),
+        #[cfg(feature = "zookeeper")]
+        BackendKind::ZooKeeper => zookeeper::connector(config),
+        #[cfg(feature = "local")]
+        BackendKind::Local => embedded::local::connector(config),
+        #[cfg(feature = "memory")]
+        BackendKind::Memory => embedded::memory::connector(config),
+        BackendKind::Custom => {
+            Err(Error::invalid_config("backend", "a backend of your own is opened with `Store::with_backend`"))
+        }
+        #[allow(unreachable_patterns, reason = "reached where a backend's feature is off")]
+        absent => Err(Error::unsupported(format!("{absent} is not part of this build; enable the feature `{absent}`"))),
+    }
+}
 
 /// Opens sessions with a backend. A store keeps one connector for life and asks it for a new [`Backend`] whenever the
 /// session before was lost.
@@ -37,6 +63,12 @@ pub trait Connector: Send + Sync + 'static {
     /// [`Error::Unreachable`] where another attempt may succeed; any other kind where it can't
     /// ([`Error::Unauthenticated`], [`Error::InvalidConfig`], ...).
     async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>>;
+
+    /// How long the store waits for [`Backend::recover`] before it gives the session up. None, as by default: as long as one
+    /// attempt to connect may take. A driver whose session outlasts the connection says how long the server keeps it.
+    fn recover_within(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// One session with a backend: the calls, each as the backend can do it in the fewest requests.

@@ -1,1 +1,250 @@
-//! x
+//! The embedded stores: one set of semantics ([`state`]), kept in memory ([`memory`]) or in a file as well ([`local`]).
+
+#[cfg(feature = "local")]
+pub(super) mod local;
+#[cfg(feature = "memory")]
+pub(super) mod memory;
+mod state;
+
+use crate::backend::{Backend, Lease};
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key, Namespace};
+use crate::types::{
+    BackendKind, Check, Condition, Consistency, Depth, Expected, KvPair, ListOptions, Operation, OperationResult, Page,
+    TxnOutcome, Version,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use state::{Command, Done, Entry, Path, Refused, State, Wanted};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A state that readers see: what is acknowledged, and on `local` durable.
+#[derive(Debug, Default)]
+struct Published(RwLock<State>);
+
+impl Published {
+    /// Changes are applied without a point at which they could panic half way, so a poisoned lock guards a whole state.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How the two embedded stores differ: where commands are carried out.
+#[async_trait(?Send)]
+trait Engine: 'static {
+    fn published(&self) -> &Published;
+    async fn submit(&self, command: Command) -> Result<Result<Done, Refused>>;
+    /// How long a key with this TTL can outlive the process.
+    fn outlives_process_by(&self, ttl: Duration) -> Duration;
+    async fn close(&self) -> Result<()>;
+}
+
+/// A session with an embedded store.
+struct Embedded<E> {
+    kind: BackendKind,
+    namespace: Namespace,
+    engine: E,
+}
+
+impl<E: Engine> Embedded<E> {
+    fn path(&self, key: &Key) -> Path {
+        match self.namespace.is_root() {
+            true => key.share(),
+            false => self.namespace.path(key).into(),
+        }
+    }
+
+    fn version(&self, revision: u64) -> Version {
+        Version::new(self.kind, revision)
+    }
+
+    /// Carries out a command on one key.
+    async fn submit(&self, key: &str, command: Command) -> Result<Done> {
+        self.engine.submit(command).await?.map_err(|refused| match refused {
+            Refused::NotFound => Error::key_not_found(key),
+            Refused::Exists => Error::key_exists(key),
+            Refused::Modified | Refused::Check(_) => Error::key_modified(key),
+        })
+    }
+
+    /// As [`submit`](Self::submit), for commands that write at a revision.
+    async fn write(&self, key: &Key, command: Command) -> Result<Version> {
+        match self.submit(key, command).await? {
+            Done::At(revision) | Done::Removed(revision) => Ok(self.version(revision)),
+        }
+    }
+
+    fn page<T>(&self, dir: &Dir, options: &ListOptions, item: impl Fn(Key, &Entry) -> T) -> Result<Page<T>>
+    where
+        T: HasKey,
+    {
+        let (state, now) = (self.engine.published().read(), Instant::now());
+        let prefix = self.namespace.prefix(dir);
+        let after = options.after.as_ref().map(|after| self.namespace.path(after));
+        let beneath = state.beneath(&prefix, after.as_deref(), options.depth, now);
+        let take = options.limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
+        let items: Vec<T> =
+            beneath.filter_map(|(path, entry)| Some(item(self.namespace.key(path)?, entry))).take(take).collect();
+        if items.is_empty() && options.after.is_none() {
+            self.directory_exists(&state, dir, options.depth, now)?;
+        }
+        Ok(Page::cut(items, options.limit, false, HasKey::key))
+    }
+
+    /// What an empty listing means: fine for the root, for a key without children, and where only `depth` hides the rest.
+    fn directory_exists(&self, state: &State, dir: &Dir, depth: Depth, now: Instant) -> Result<()> {
+        let Some(key) = dir.as_key() else { return Ok(()) };
+        let prefix = self.namespace.prefix(dir);
+        let hidden =
+            || depth == Depth::Children && state.beneath(&prefix, None, Depth::Recursive, now).next().is_some();
+        if state.get(&self.path(&key), now).is_some() || hidden() {
+            return Ok(());
+        }
+        Err(Error::key_not_found(key))
+    }
+
+    fn wanted(condition: &Condition) -> Wanted {
+        match condition {
+            Condition::Exists => Wanted::Present,
+            Condition::Absent => Wanted::Absent,
+            Condition::Version(version) => Wanted::Revision(version.index()),
+        }
+    }
+}
+
+/// What a page is sorted by.
+trait HasKey {
+    fn key(&self) -> &Key;
+}
+
+impl HasKey for Key {
+    fn key(&self) -> &Key {
+        self
+    }
+}
+
+impl HasKey for KvPair {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
+#[async_trait(?Send)]
+impl<E: Engine> Backend for Embedded<E> {
+    async fn get(&self, key: &Key, _: Consistency) -> Result<KvPair> {
+        let state = self.engine.published().read();
+        let entry = state.get(&self.path(key), Instant::now()).ok_or_else(|| Error::key_not_found(key))?;
+        Ok(KvPair { key: key.clone(), value: entry.value.clone(), version: self.version(entry.revision) })
+    }
+
+    async fn exists(&self, key: &Key, _: Consistency) -> Result<bool> {
+        Ok(self.engine.published().read().get(&self.path(key), Instant::now()).is_some())
+    }
+
+    async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
+        self.write(key, Command::Put { path: self.path(key), value: value.clone(), expires: None }).await
+    }
+
+    async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
+        let expires = Some(Instant::now() + ttl);
+        let version = self.write(key, Command::Put { path: self.path(key), value: value.clone(), expires }).await?;
+        let lease = Lease {
+            key: key.clone(),
+            version,
+            id: String::new(),
+            renew_within: ttl,
+            outlives_process_by: self.engine.outlives_process_by(ttl),
+        };
+        Ok((version, lease))
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<()> {
+        let (path, revision) = (self.path(&lease.key), lease.version.index());
+        let renewal = Command::Renew { path, revision, expires: Instant::now() + lease.renew_within };
+        match self.submit(&lease.key, renewal).await {
+            Err(Error::KeyModified { key }) => Err(Error::KeyNotFound { key }),
+            other => other.map(drop),
+        }
+    }
+
+    async fn expire(&self, lease: &Lease) -> Result<()> {
+        let (path, revision) = (self.path(&lease.key), lease.version.index());
+        match self.submit(&lease.key, Command::Expire { path, revision }).await {
+            Err(Error::KeyModified { .. } | Error::KeyNotFound { .. }) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.submit(key, Command::Delete { path: self.path(key) }).await.map(drop)
+    }
+
+    async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+        self.page(dir, options, |key, entry| KvPair {
+            key,
+            value: entry.value.clone(),
+            version: self.version(entry.revision),
+        })
+    }
+
+    async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+        self.page(dir, options, |key, _| key)
+    }
+
+    async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
+        let prefix = self.namespace.prefix(dir);
+        match self.submit(dir, Command::DeleteTree { prefix }).await? {
+            Done::Removed(0) => {
+                let (state, now) = (self.engine.published().read(), Instant::now());
+                self.directory_exists(&state, dir, Depth::Recursive, now).map(|()| 0)
+            }
+            Done::Removed(removed) | Done::At(removed) => Ok(removed),
+        }
+    }
+
+    async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
+        let expected = match expected {
+            Expected::Absent => Wanted::Absent,
+            Expected::Version(version) => Wanted::Revision(version.index()),
+        };
+        self.write(key, Command::AtomicPut { path: self.path(key), value: value.clone(), expected }).await
+    }
+
+    async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
+        let command = Command::AtomicDelete { path: self.path(key), revision: version.index() };
+        self.submit(key, command).await.map(drop)
+    }
+
+    async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+        let checks = checks.iter().map(|check| (self.path(&check.key), Self::wanted(&check.condition))).collect();
+        let changes = operations.iter().map(|operation| match operation {
+            Operation::Put { key, value } => (self.path(key), Some(value.clone())),
+            Operation::Delete { key } => (self.path(key), None),
+        });
+        let command = Command::Txn { checks, operations: changes.collect() };
+        let revision = match self.engine.submit(command).await? {
+            Err(Refused::Check(index)) => return Ok(TxnOutcome::CheckFailed { index }),
+            Err(other) => return Err(Error::backend(format!("a transaction was refused as {other:?}"))),
+            Ok(Done::At(revision) | Done::Removed(revision)) => revision,
+        };
+        let results = operations.iter().map(|operation| match operation {
+            Operation::Put { .. } => OperationResult::Put(self.version(revision)),
+            Operation::Delete { .. } => OperationResult::Deleted,
+        });
+        Ok(TxnOutcome::Committed(results.collect()))
+    }
+
+    async fn recover(&self) -> Result<()> {
+        Err(Error::unreachable("the store has to be opened again"))
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.engine.close().await
+    }
+}

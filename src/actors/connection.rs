@@ -1,0 +1,202 @@
+//! [`Connection`]: the actor that takes a store's messages and carries them out on the session of the moment.
+
+use crate::actors::lease::Leases;
+use crate::call::Rules;
+use crate::error::{Error, Result};
+use crate::link::{Doubt, LinkView, Session};
+use crate::messages::{Close, Request};
+use crate::supervisor::Closing;
+use actix::{Actor, Context, Handler, Message, ResponseFuture};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tracing::{Instrument, debug_span, warn};
+
+/// The actor of one store's connection. It takes the messages of [`messages`](crate::messages); its address, from
+/// [`Store::addr`](crate::Store::addr), stays the same over every reconnection.
+///
+/// Each call runs as its own task, so that none waits for another but for the bound on calls in flight.
+pub struct Connection {
+    calls: Rc<Calls>,
+    /// Weak, so that the store closes when the last handle goes, whoever holds the actor's address.
+    closing: mpsc::WeakSender<Closing>,
+}
+
+impl Connection {
+    pub(crate) fn new(calls: Rc<Calls>, closing: mpsc::WeakSender<Closing>) -> Self {
+        Connection { calls, closing }
+    }
+}
+
+impl Actor for Connection {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        // The bound on calls in flight is the semaphore's. A smaller mailbox would only add a wait before it.
+        context.set_mailbox_capacity(self.calls.max_in_flight as usize);
+    }
+}
+
+/// A request with a deadline of its own, as [`Store`](crate::Store) sends it.
+pub(crate) struct Timed<R> {
+    pub(crate) request: R,
+    pub(crate) deadline: Instant,
+}
+
+impl<R: Request> Message for Timed<R> {
+    type Result = Result<R::Reply>;
+}
+
+impl<R: Request> Handler<Timed<R>> for Connection {
+    type Result = ResponseFuture<Result<R::Reply>>;
+
+    fn handle(&mut self, timed: Timed<R>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(
+            serve(self.calls.clone(), timed.request, timed.deadline).instrument(debug_span!("call", name = R::NAME)),
+        )
+    }
+}
+
+impl<R: Request> Handler<R> for Connection {
+    type Result = ResponseFuture<Result<R::Reply>>;
+
+    fn handle(&mut self, request: R, context: &mut Context<Self>) -> Self::Result {
+        let deadline = Instant::now() + self.calls.timeout;
+        Handler::handle(self, Timed { request, deadline }, context)
+    }
+}
+
+impl Handler<Close> for Connection {
+    type Result = ResponseFuture<Result<()>>;
+
+    fn handle(&mut self, _: Close, _: &mut Context<Self>) -> Self::Result {
+        let (calls, closing) = (self.calls.clone(), self.closing.upgrade());
+        Box::pin(async move {
+            let _reply_is_due = calls.closers.acquire().await;
+            let (done, wait) = oneshot::channel();
+            let closing = closing.ok_or(Error::Closed)?;
+            closing.send(done).await.map_err(|_| Error::Closed)?;
+            wait.await.unwrap_or(Err(Error::Closed))
+        })
+    }
+}
+
+/// What every call needs.
+pub(crate) struct Calls {
+    link: LinkView,
+    leases: Leases,
+    rules: Rules,
+    timeout: Duration,
+    /// One for each call that may be with the server at once.
+    permits: Semaphore,
+    max_in_flight: u32,
+    /// One for each `Close` that may await its reply at once.
+    closers: Semaphore,
+}
+
+/// More callers than this close one store at once only by mistake; they wait for each other then.
+const MAX_CLOSERS: u32 = 64;
+
+impl Calls {
+    pub(crate) fn new(link: LinkView, leases: Leases, rules: Rules, timeout: Duration, max_in_flight: u32) -> Self {
+        let permits = Semaphore::new(max_in_flight as usize);
+        Calls { link, leases, rules, timeout, permits, max_in_flight, closers: Semaphore::new(MAX_CLOSERS as usize) }
+    }
+
+    /// Waits until every call and every `Close` has its reply: before the thread, and with it the mailbox, goes.
+    pub(crate) async fn drained(&self) {
+        let _calls = self.permits.acquire_many(self.max_in_flight).await;
+        let _closers = self.closers.acquire_many(MAX_CLOSERS).await;
+    }
+}
+
+/// One call, from its checks to its reply, whatever happens to sessions meanwhile.
+async fn serve<R: Request>(calls: Rc<Calls>, request: R, deadline: Instant) -> Result<R::Reply> {
+    if calls.link.is_closed() {
+        return Err(Error::Closed);
+    }
+    request.check(&calls.rules)?;
+    let Ok(Ok(_permit)) = timeout_at(deadline, calls.permits.acquire()).await else {
+        return Err(Error::Timeout { after: calls.timeout });
+    };
+    let mut pauses = retry_pauses();
+    loop {
+        let session = calls.link.session(deadline).await?;
+        let error = match attempt(&calls, &request, &session, deadline).await {
+            Ok(reply) => return Ok(reply),
+            Err(error) => error,
+        };
+        if !matches!(error, Error::Unreachable { .. }) {
+            return Err(error);
+        }
+        calls.link.report(session.number, Doubt::Unreachable(error.clone()));
+        let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+        if Instant::now() + pause >= deadline {
+            return Err(error);
+        }
+        sleep(pause).await;
+    }
+}
+
+/// The longest pause before a call is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Pauses between the attempts of one call: the link may be up again at once, and must not be hammered if it isn't.
+fn retry_pauses() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(5))
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// One attempt, which ends with the deadline, with the session, or with a panic of the driver.
+async fn attempt<R: Request>(calls: &Calls, request: &R, session: &Session, deadline: Instant) -> Result<R::Reply> {
+    let call = AssertUnwindSafe(request.run(&*session.backend, &calls.leases)).catch_unwind();
+    tokio::select! {
+        biased;
+        done = call => match done {
+            Ok(result) => result,
+            Err(panic) => Err(panicked::<R>(calls, session, &*panic)),
+        },
+        () = sleep_until(deadline) => Err(out_of_time::<R>(calls.timeout)),
+        () = calls.link.session_over(session.number) => Err(session_ended::<R>(calls)),
+    }
+}
+
+fn out_of_time<R: Request>(after: Duration) -> Error {
+    match R::WRITES {
+        true => Error::indeterminate(format!("no answer within {after:?}")),
+        false => Error::Timeout { after },
+    }
+}
+
+fn session_ended<R: Request>(calls: &Calls) -> Error {
+    let closed = calls.link.is_closed();
+    match R::WRITES {
+        true => Error::indeterminate("the session ended before the answer came"),
+        false if closed => Error::Closed,
+        false => Error::unreachable("the session ended before the answer came"),
+    }
+}
+
+fn panicked<R: Request>(calls: &Calls, session: &Session, panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic_text(panic);
+    warn!(call = R::NAME, panic = text, "the driver panicked; its session is replaced");
+    calls.link.report(session.number, Doubt::Panicked(Error::backend(format!("the driver panicked: {text}"))));
+    match R::WRITES {
+        true => Error::indeterminate(format!("the driver panicked: {text}")),
+        false => Error::backend(format!("the driver panicked: {text}")),
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&'static str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}

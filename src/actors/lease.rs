@@ -1,0 +1,261 @@
+//! [`Leases`]: the keys with a TTL that this store wrote. Each has a task that renews its lease and ends it in time.
+
+use crate::backend::Lease;
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::link::{Doubt, LinkView, Session};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::{FutureExt, StreamExt, stream};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::debug;
+
+/// How many leases are ended at once when the store closes.
+const ENDED_AT_ONCE: usize = 64;
+
+/// The keys with a TTL that this store wrote and has not written or deleted since.
+#[derive(Clone)]
+pub struct Leases {
+    kept: Rc<RefCell<HashMap<Key, Kept>>>,
+    link: LinkView,
+    /// How long one request may take.
+    timeout: Duration,
+}
+
+/// A lease with the task that looks after it.
+struct Kept {
+    lease: Lease,
+    keep_alive: bool,
+    task: AbortHandle,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// When a lease is renewed and ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Schedule {
+    renew_every: Option<Duration>,
+    ends: Option<Instant>,
+}
+
+/// What is to be done with a lease next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Renew(Instant),
+    Expire(Instant),
+    Rest,
+}
+
+impl Schedule {
+    /// The schedule of a key that was written just now. A lease is renewed after a third of the time that it lasts, so that
+    /// two renewals may fail.
+    fn new(lease: &Lease, ttl: Duration, keep_alive: bool) -> Self {
+        let renew_within = if keep_alive { lease.renew_within.min(ttl) } else { lease.renew_within };
+        let needs_renewal = keep_alive || renew_within < ttl;
+        Schedule {
+            renew_every: needs_renewal.then_some(renew_within / 3),
+            ends: (!keep_alive).then(|| Instant::now() + ttl),
+        }
+    }
+
+    fn next(&self, renewed: Instant) -> Step {
+        let renewal = self.renew_every.and_then(|every| renewed.checked_add(every));
+        match (renewal, self.ends) {
+            (Some(renewal), Some(ends)) if renewal < ends => Step::Renew(renewal),
+            (_, Some(ends)) => Step::Expire(ends),
+            (Some(renewal), None) => Step::Renew(renewal),
+            (None, None) => Step::Rest,
+        }
+    }
+}
+
+impl Leases {
+    pub(crate) fn new(link: LinkView, timeout: Duration) -> Self {
+        Leases { kept: Rc::default(), link, timeout }
+    }
+
+    /// Looks after the lease of a key that was written just now; the lease of the write before is ended.
+    pub(crate) fn keep(&self, lease: Lease, ttl: Duration, keep_alive: bool) {
+        let schedule = Schedule::new(&lease, ttl, keep_alive);
+        let task = spawn_local(self.clone().look_after(lease.clone(), schedule)).abort_handle();
+        let before = self.kept.borrow_mut().insert(lease.key.clone(), Kept { lease, keep_alive, task });
+        self.end_in_background(before);
+    }
+
+    /// The key was written or deleted: nothing is left of its TTL.
+    pub(crate) fn forget(&self, key: &Key) {
+        let before = self.kept.borrow_mut().remove(key);
+        self.end_in_background(before);
+    }
+
+    /// The keys beneath `dir` were deleted.
+    pub(crate) fn forget_beneath(&self, dir: &Dir) {
+        let gone: Vec<Kept> =
+            self.kept.borrow_mut().extract_if(|key, _| dir.relative(key).is_some()).map(|(_, kept)| kept).collect();
+        gone.into_iter().for_each(|kept| self.end_in_background(Some(kept)));
+    }
+
+    /// Ends the leases that were to last as long as the store. Those of plain TTLs run out at the server.
+    pub(crate) async fn close(&self, session: &Session) {
+        let kept: Vec<Kept> = self.kept.borrow_mut().drain().map(|(_, kept)| kept).collect();
+        let ends = kept.iter().filter(|kept| kept.keep_alive).map(|kept| async move {
+            let ended = timeout(self.timeout, session.backend.expire(&kept.lease)).await;
+            debug!(key = %kept.lease.key, ?ended, "ended a lease with the store");
+        });
+        stream::iter(ends).buffer_unordered(ENDED_AT_ONCE).collect::<Vec<()>>().await;
+    }
+
+    fn end_in_background(&self, before: Option<Kept>) {
+        let Some(before) = before else { return };
+        let (leases, lease) = (self.clone(), before.lease.clone());
+        spawn_local(async move { leases.expire(&lease).await });
+    }
+
+    /// The life of one lease: renewals, and its end.
+    async fn look_after(self, lease: Lease, schedule: Schedule) {
+        let mut renewed = Instant::now();
+        loop {
+            match schedule.next(renewed) {
+                Step::Rest => return,
+                Step::Expire(at) => {
+                    sleep_until(at).await;
+                    self.expire(&lease).await;
+                    self.kept.borrow_mut().retain(|_, kept| kept.lease != lease);
+                    return;
+                }
+                Step::Renew(at) => {
+                    sleep_until(at).await;
+                    renewed = Instant::now();
+                    if let Err(error) = self.renew(&lease).await {
+                        debug!(key = %lease.key, %error, "a lease is over");
+                        self.kept.borrow_mut().retain(|_, kept| kept.lease != lease);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<()> {
+        let patience = lease.renew_within.saturating_add(self.timeout);
+        self.until_answered(Errand::Renew, lease, patience).await
+    }
+
+    async fn expire(&self, lease: &Lease) {
+        let patience = lease.outlives_process_by.saturating_add(self.timeout);
+        let ended = self.until_answered(Errand::Expire, lease, patience).await;
+        debug!(key = %lease.key, ?ended, "a lease was ended");
+    }
+
+    /// Renewals and ends do no harm when they are done twice: they are repeated until the server answered, or until it has
+    /// let the lease go in any case.
+    async fn until_answered(&self, errand: Errand, lease: &Lease, patience: Duration) -> Result<()> {
+        let give_up = Instant::now().checked_add(patience).unwrap_or_else(far_future);
+        let mut pauses = pauses();
+        loop {
+            let session = self.link.session(give_up).await?;
+            let answer = AssertUnwindSafe(errand.run(&session, lease)).catch_unwind();
+            let error = match timeout(self.timeout, answer).await {
+                Ok(Ok(Ok(()))) => return Ok(()),
+                Ok(Ok(Err(error))) if !error.is_retryable() && !error.is_indeterminate() => return Err(error),
+                Ok(Ok(Err(error))) => error,
+                Ok(Err(_)) => Error::unreachable("the driver panicked"),
+                Err(_) => Error::Timeout { after: self.timeout },
+            };
+            self.link.report(session.number, Doubt::Unreachable(error));
+            sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+            if Instant::now() >= give_up {
+                return Err(Error::Timeout { after: patience });
+            }
+        }
+    }
+}
+
+/// What is done with a lease at the server.
+#[derive(Clone, Copy, Debug)]
+enum Errand {
+    Renew,
+    Expire,
+}
+
+impl Errand {
+    async fn run(self, session: &Session, lease: &Lease) -> Result<()> {
+        match self {
+            Errand::Renew => session.backend.renew(lease).await,
+            Errand::Expire => session.backend.expire(lease).await,
+        }
+    }
+}
+
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+fn pauses() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(20))
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// A time that no process lives to see.
+fn far_future() -> Instant {
+    Instant::now() + Duration::from_secs(30 * 365 * 24 * 3600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{BackendKind, Version};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn lease(renew_within: Duration) -> Lease {
+        Lease {
+            key: Key::parse("k").unwrap(),
+            version: Version::new(BackendKind::Custom, 1),
+            id: String::new(),
+            renew_within,
+            outlives_process_by: renew_within,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_covers_the_ttl_is_not_renewed() {
+        let now = Instant::now();
+        let schedule = Schedule::new(&lease(4 * SECOND), 3 * SECOND, false);
+        assert_eq!(schedule.next(now), Step::Expire(now + 3 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_shorter_than_the_ttl_is_renewed_until_the_end() {
+        let now = Instant::now();
+        let schedule = Schedule::new(&lease(9 * SECOND), 12 * SECOND, false);
+        assert_eq!(schedule.next(now), Step::Renew(now + 3 * SECOND));
+        assert_eq!(schedule.next(now + 9 * SECOND), Step::Expire(now + 12 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_kept_alive_is_renewed_for_ever() {
+        let now = Instant::now();
+        let schedule = Schedule::new(&lease(Duration::MAX), 3 * SECOND, true);
+        assert_eq!(schedule.next(now), Step::Renew(now + SECOND));
+        assert_eq!(schedule.next(now + 100 * SECOND), Step::Renew(now + 101 * SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_the_session_keeps_only_ends() {
+        let now = Instant::now();
+        let schedule = Schedule::new(&lease(Duration::MAX), 3 * SECOND, false);
+        assert_eq!(schedule.next(now), Step::Expire(now + 3 * SECOND));
+    }
+}

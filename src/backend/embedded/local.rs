@@ -1,0 +1,307 @@
+//! `local`: a durable store in one file, which one process has open at a time.
+//!
+//! The whole state is in memory too: reads never touch the file. Writes go to one thread, which takes all that wait, decides
+//! them one after the other, commits them in one transaction of the file with one fsync, and only then publishes and
+//! acknowledges them. What nobody was told of may be lost in a crash, and nobody has read it.
+
+use super::state::{Change, Command, Done, Entry, Path, Refused, State};
+use super::{Embedded, Engine, Published};
+use crate::backend::{Backend, Connector};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::key::Namespace;
+use crate::types::{BackendKind, Capabilities};
+use async_trait::async_trait;
+use bytes::Bytes;
+use redb::{Database, DatabaseError, ReadableTable, StorageError, TableDefinition, WriteTransaction};
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// Path -> revision, expiry as Unix time in milliseconds (0: none), value.
+const ENTRIES: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("entries");
+/// Facts about the store itself.
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const REVISION: &str = "revision";
+const FORMAT: &str = "format";
+/// The version of the two tables above.
+const FORMAT_VERSION: u64 = 1;
+
+/// How many commands are committed together at the most; it bounds the memory of a transaction, not the rate.
+const BATCH: usize = 4096;
+
+type Answer = Result<Result<Done, Refused>>;
+
+/// A command with the place for its answer.
+struct Job {
+    command: Command,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// A session with the file.
+struct Local {
+    published: Arc<Published>,
+    /// None once the session is closed.
+    jobs: RefCell<Option<Sender<Job>>>,
+    /// Ends when the writer has closed the file.
+    ended: RefCell<Option<oneshot::Receiver<()>>>,
+}
+
+#[async_trait(?Send)]
+impl Engine for Local {
+    fn published(&self) -> &Published {
+        &self.published
+    }
+
+    async fn submit(&self, command: Command) -> Answer {
+        let (answer, wait) = oneshot::channel();
+        let sent = match &*self.jobs.borrow() {
+            Some(jobs) => jobs.send(Job { command, answer }).is_ok(),
+            None => false,
+        };
+        if !sent {
+            return Err(Error::unreachable("the file is closed after a failure; it is opened again"));
+        }
+        wait.await.unwrap_or_else(|_| Err(Error::indeterminate("the thread that writes the file ended")))
+    }
+
+    fn outlives_process_by(&self, ttl: Duration) -> Duration {
+        ttl
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.jobs.take();
+        let ended = self.ended.take();
+        if let Some(ended) = ended {
+            // The end of the channel is the event: the writer drops its side after the file.
+            let _ = ended.await;
+        }
+        Ok(())
+    }
+}
+
+/// Opens one file.
+struct LocalConnector {
+    file: PathBuf,
+    namespace: Namespace,
+}
+
+pub(in crate::backend) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
+    Ok(Arc::new(LocalConnector { file: config.location.clone(), namespace: config.namespace.clone() }))
+}
+
+#[async_trait(?Send)]
+impl Connector for LocalConnector {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(BackendKind::Local)
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        vec![format!("local://{}", self.file.display())]
+    }
+
+    async fn connect(&self, _: usize) -> Result<Rc<dyn Backend>> {
+        let (jobs, inbox) = channel();
+        let (opened, wait) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let (published, file) = (Arc::<Published>::default(), self.file.clone());
+        let shared = published.clone();
+        let writer = move || {
+            let store = File::open(&file).and_then(|mut file| Ok((file.load()?, file)));
+            match store {
+                Ok((state, file)) => {
+                    *shared.write() = state.clone();
+                    if opened.send(Ok(())).is_ok() {
+                        write(file, state, &shared, &inbox);
+                    }
+                }
+                Err(error) => drop(opened.send(Err(error))),
+            }
+            drop(end);
+        };
+        let thread = std::thread::Builder::new().name("kvactor-local".into()).spawn(writer);
+        thread.map_err(|error| Error::unreachable("no thread could be started").with_source(error))?;
+        // A thread that is gone without a word panicked, as a damaged file can make the storage engine do.
+        wait.await.unwrap_or_else(|_| Err(damaged(&self.file, "its contents make no sense")))?;
+        let engine = Local { published, jobs: RefCell::new(Some(jobs)), ended: RefCell::new(Some(ended)) };
+        Ok(Rc::new(Embedded { kind: BackendKind::Local, namespace: self.namespace.clone(), engine }))
+    }
+}
+
+/// The writer's loop, which ends when the session is closed or the file can't be written.
+fn write(mut file: File, mut state: State, published: &Published, inbox: &Receiver<Job>) {
+    loop {
+        let jobs = match next_jobs(inbox, state.next_expiry()) {
+            Ok(jobs) => jobs,
+            Err(Closed) => return,
+        };
+        let now = Instant::now();
+        let mut changes = state.due(now);
+        state.apply(changes.clone());
+        let mut answers = Vec::with_capacity(jobs.len());
+        for Job { command, answer } in jobs {
+            let decided = state.decide(&command, now).map(|(made, done)| {
+                state.apply(made.clone());
+                changes.extend(made);
+                done
+            });
+            answers.push((answer, decided));
+        }
+        if let Err(error) = file.commit(&changes, state.revision()) {
+            let failed = Error::indeterminate("the file could not be written").with_source(error);
+            answers.into_iter().for_each(|(answer, _)| drop(answer.send(Err(failed.clone()))));
+            return;
+        }
+        published.write().apply(changes);
+        answers.into_iter().for_each(|(answer, decided)| drop(answer.send(Ok(decided))));
+    }
+}
+
+/// The session is over.
+struct Closed;
+
+/// All commands that wait, once there is one; none when an entry's time is over first.
+fn next_jobs(inbox: &Receiver<Job>, expiry: Option<Instant>) -> Result<Vec<Job>, Closed> {
+    let first = match expiry {
+        None => inbox.recv().map_err(|_| Closed)?,
+        Some(at) => match inbox.recv_timeout(at.saturating_duration_since(Instant::now())) {
+            Ok(job) => job,
+            Err(RecvTimeoutError::Timeout) => return Ok(Vec::new()),
+            Err(RecvTimeoutError::Disconnected) => return Err(Closed),
+        },
+    };
+    Ok(std::iter::once(first).chain(inbox.try_iter()).take(BATCH).collect())
+}
+
+/// The file.
+struct File {
+    database: Database,
+    path: PathBuf,
+}
+
+impl File {
+    fn open(path: &std::path::Path) -> Result<Self> {
+        let database = Database::create(path).map_err(|error| cannot_open(path, error))?;
+        Ok(File { database, path: path.to_owned() })
+    }
+
+    /// The state as it was committed last, without the entries whose time is over; those go from the file as well.
+    fn load(&mut self) -> Result<State> {
+        let Stored { revision, entries, expired } = self.read().map_err(|error| damaged(&self.path, error))?;
+        let revision = revision + expired.len() as u64;
+        let purged: Vec<Change> = expired.into_iter().map(|path| Change { path, entry: None }).collect();
+        self.commit(&purged, revision).map_err(|error| damaged(&self.path, error))?;
+        Ok(State::restore(revision, entries))
+    }
+
+    /// Reads everything, and makes a new file's tables.
+    fn read(&self) -> Result<Stored, redb::Error> {
+        let transaction = self.database.begin_write()?;
+        let mut stored = Stored { revision: begin(&transaction)?, ..Stored::default() };
+        for item in transaction.open_table(ENTRIES)?.iter()? {
+            let (path, row) = item?;
+            let (path, (revision, expires, value)) = (Path::from(path.value()), row.value());
+            match remaining(expires) {
+                Remaining::Over => stored.expired.push(path),
+                Remaining::Until(expires) => {
+                    let value = Bytes::copy_from_slice(value);
+                    stored.entries.push((path, Entry { value, revision, expires }));
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(stored)
+    }
+
+    /// Makes the changes durable.
+    fn commit(&mut self, changes: &[Change], revision: u64) -> Result<(), redb::Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.database.begin_write()?;
+        {
+            let mut entries = transaction.open_table(ENTRIES)?;
+            for Change { path, entry } in changes {
+                match entry {
+                    Some(entry) => {
+                        let row = (entry.revision, unix_millis(entry.expires), entry.value.as_ref());
+                        entries.insert(path.as_ref(), row)?;
+                    }
+                    None => drop(entries.remove(path.as_ref())?),
+                }
+            }
+            transaction.open_table(META)?.insert(REVISION, revision)?;
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
+/// What a file holds.
+#[derive(Default)]
+struct Stored {
+    revision: u64,
+    entries: Vec<(Path, Entry)>,
+    expired: Vec<Path>,
+}
+
+/// Checks, or writes, what says that the file is ours, and returns the revision of the latest change.
+fn begin(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
+    let mut meta = transaction.open_table(META)?;
+    let format = meta.insert(FORMAT, FORMAT_VERSION)?.map_or(FORMAT_VERSION, |format| format.value());
+    if format != FORMAT_VERSION {
+        return Err(redb::Error::Corrupted(format!("this version of kvactor does not know the format {format}")));
+    }
+    Ok(meta.get(REVISION)?.map_or(0, |revision| revision.value()))
+}
+
+/// What is left of a stored entry's time.
+enum Remaining {
+    Over,
+    Until(Option<Instant>),
+}
+
+fn remaining(expires: u64) -> Remaining {
+    if expires == 0 {
+        return Remaining::Until(None);
+    }
+    let at = UNIX_EPOCH + Duration::from_millis(expires);
+    match at.duration_since(SystemTime::now()) {
+        Ok(left) => Remaining::Until(Some(Instant::now() + left)),
+        Err(_) => Remaining::Over,
+    }
+}
+
+/// The wall-clock time of an instant, for the file. Rounded up: a key never goes before its time.
+fn unix_millis(expires: Option<Instant>) -> u64 {
+    let Some(expires) = expires else { return 0 };
+    let at = SystemTime::now() + expires.saturating_duration_since(Instant::now());
+    at.duration_since(UNIX_EPOCH).map_or(1, |at| at.as_millis() as u64 + 1)
+}
+
+fn cannot_open(path: &std::path::Path, error: DatabaseError) -> Error {
+    let shown = path.display();
+    let invalid = |reason: String| Error::invalid_config(format!("file `{shown}`"), reason);
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            let advice = "is open already, here or in another process; clone the `Store` or close it there first";
+            Error::unreachable(format!("`{shown}` {advice}"))
+        }
+        DatabaseError::Storage(StorageError::Io(error)) => match error.kind() {
+            std::io::ErrorKind::NotFound => invalid("its directory does not exist; make it first".into()),
+            std::io::ErrorKind::PermissionDenied => invalid("this process may not read and write it".into()),
+            std::io::ErrorKind::InvalidData => damaged(path, error),
+            _ => invalid(error.to_string()),
+        },
+        other => damaged(path, other),
+    }
+}
+
+fn damaged(path: &std::path::Path, why: impl std::fmt::Display) -> Error {
+    let advice = "it is no kvactor store or is damaged; restore it from a backup, or move it away to begin anew";
+    Error::backend(format!("`{}` can't be used: {why}; {advice}", path.display()))
+}

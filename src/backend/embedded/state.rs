@@ -1,0 +1,317 @@
+//! [`State`]: the keys of an embedded store, and what each command does to them. No I/O and no clock of its own.
+
+use crate::types::Depth;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// A key with its namespace.
+pub(super) type Path = Arc<str>;
+
+/// A value with its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) value: Bytes,
+    pub(super) revision: u64,
+    /// When the key goes by itself.
+    pub(super) expires: Option<Instant>,
+}
+
+/// One change of one key: its new entry, or none where it is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) path: Path,
+    pub(super) entry: Option<Entry>,
+}
+
+/// A write.
+#[derive(Clone, Debug)]
+pub(super) enum Command {
+    Put {
+        path: Path,
+        value: Bytes,
+        expires: Option<Instant>,
+    },
+    Delete {
+        path: Path,
+    },
+    DeleteTree {
+        prefix: String,
+    },
+    AtomicPut {
+        path: Path,
+        value: Bytes,
+        expected: Wanted,
+    },
+    AtomicDelete {
+        path: Path,
+        revision: u64,
+    },
+    Txn {
+        checks: Vec<(Path, Wanted)>,
+        operations: Vec<(Path, Option<Bytes>)>,
+    },
+    /// Gives the key more time, if it was not written since.
+    Renew {
+        path: Path,
+        revision: u64,
+        expires: Instant,
+    },
+    /// Deletes the key, if it was not written since.
+    Expire {
+        path: Path,
+        revision: u64,
+    },
+}
+
+/// What is wanted of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Absent,
+    Present,
+    Revision(u64),
+}
+
+/// What a command did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// The revision of the write.
+    At(u64),
+    /// The number of keys that are gone.
+    Removed(u64),
+}
+
+/// Why a command did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    NotFound,
+    Exists,
+    Modified,
+    /// The check at this position of a transaction.
+    Check(usize),
+}
+
+/// What a command comes to: the changes to make, and the answer to give once they are made.
+pub(super) type Decision = Result<(Vec<Change>, Done), Refused>;
+
+/// The keys of an embedded store.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    entries: BTreeMap<Path, Entry>,
+    /// The entries that go by themselves, by time.
+    expiries: BTreeSet<(Instant, Path)>,
+    revision: u64,
+}
+
+impl State {
+    /// A state as it was stored.
+    pub(super) fn restore(revision: u64, entries: impl IntoIterator<Item = (Path, Entry)>) -> Self {
+        let mut state = State { revision, ..State::default() };
+        state.apply(entries.into_iter().map(|(path, entry)| Change { path, entry: Some(entry) }).collect());
+        state
+    }
+
+    /// The revision of the latest change.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The entry at `path`, unless its time is over.
+    pub(super) fn get(&self, path: &str, now: Instant) -> Option<&Entry> {
+        self.entries.get(path).filter(|entry| entry.is_live(now))
+    }
+
+    /// The entries whose paths start with `prefix`, behind the path `after`, in order.
+    pub(super) fn beneath<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        depth: Depth,
+        now: Instant,
+    ) -> impl Iterator<Item = (&'a Path, &'a Entry)> {
+        let start = match after {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(prefix),
+        };
+        let range = self.entries.range::<str, _>((start, Bound::Unbounded));
+        range
+            .take_while(move |(path, _)| path.starts_with(prefix))
+            .filter(move |(path, _)| depth == Depth::Recursive || !path[prefix.len()..].contains('/'))
+            .filter(move |(_, entry)| entry.is_live(now))
+    }
+
+    /// When the next entry goes by itself.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    /// The deletions that are due, each at a revision of its own.
+    pub(super) fn due(&self, now: Instant) -> Vec<Change> {
+        let due = self.expiries.iter().take_while(|(at, _)| *at <= now);
+        due.map(|(_, path)| Change { path: path.clone(), entry: None }).collect()
+    }
+
+    /// What `command` comes to, without doing it.
+    pub(super) fn decide(&self, command: &Command, now: Instant) -> Decision {
+        let next = self.revision + 1;
+        let entry = |value: &Bytes, expires| Some(Entry { value: value.clone(), revision: next, expires });
+        match command {
+            Command::Put { path, value, expires } => one(path, entry(value, *expires), Done::At(next)),
+            Command::AtomicPut { path, value, expected } => {
+                self.demand(path, *expected, now)?;
+                one(path, entry(value, None), Done::At(next))
+            }
+            Command::Delete { path } => {
+                self.demand(path, Wanted::Present, now)?;
+                one(path, None, Done::Removed(1))
+            }
+            Command::AtomicDelete { path, revision } | Command::Expire { path, revision } => {
+                self.demand(path, Wanted::Revision(*revision), now)?;
+                one(path, None, Done::Removed(1))
+            }
+            Command::Renew { path, revision, expires } => {
+                self.demand(path, Wanted::Revision(*revision), now)?;
+                let renewed = self.get(path, now).map(|entry| Entry { expires: Some(*expires), ..entry.clone() });
+                one(path, renewed, Done::At(*revision))
+            }
+            Command::DeleteTree { prefix } => Ok(self.decide_delete_tree(prefix, now)),
+            Command::Txn { checks, operations } => {
+                for (index, (path, wanted)) in checks.iter().enumerate() {
+                    self.demand(path, *wanted, now).map_err(|_| Refused::Check(index))?;
+                }
+                let changes = operations.iter().map(|(path, value)| Change {
+                    path: path.clone(),
+                    entry: value.as_ref().and_then(|value| entry(value, None)),
+                });
+                Ok((changes.collect(), Done::At(next)))
+            }
+        }
+    }
+
+    fn decide_delete_tree(&self, prefix: &str, now: Instant) -> (Vec<Change>, Done) {
+        let gone = self.beneath(prefix, None, Depth::Recursive, now);
+        let changes: Vec<Change> = gone.map(|(path, _)| Change { path: path.clone(), entry: None }).collect();
+        let removed = changes.len() as u64;
+        (changes, Done::Removed(removed))
+    }
+
+    fn demand(&self, path: &str, wanted: Wanted, now: Instant) -> Result<(), Refused> {
+        match (wanted, self.get(path, now)) {
+            (Wanted::Absent, None) | (Wanted::Present, Some(_)) => Ok(()),
+            (Wanted::Absent, Some(_)) => Err(Refused::Exists),
+            (Wanted::Revision(revision), Some(entry)) if entry.revision == revision => Ok(()),
+            (Wanted::Revision(_), Some(_)) => Err(Refused::Modified),
+            (Wanted::Present | Wanted::Revision(_), None) => Err(Refused::NotFound),
+        }
+    }
+
+    /// Makes the changes of one decision.
+    pub(super) fn apply(&mut self, changes: Vec<Change>) {
+        for Change { path, entry } in changes {
+            self.revision = match &entry {
+                Some(entry) => self.revision.max(entry.revision),
+                // A deletion is a change too: what is written next must differ from what was before.
+                None => self.revision + 1,
+            };
+            self.schedule(&path, entry.as_ref());
+            match entry {
+                Some(entry) => self.entries.insert(path, entry),
+                None => self.entries.remove(&path),
+            };
+        }
+    }
+
+    fn schedule(&mut self, path: &Path, entry: Option<&Entry>) {
+        if let Some(at) = self.entries.get(path).and_then(|entry| entry.expires) {
+            self.expiries.remove(&(at, path.clone()));
+        }
+        if let Some(at) = entry.and_then(|entry| entry.expires) {
+            self.expiries.insert((at, path.clone()));
+        }
+    }
+}
+
+impl Entry {
+    fn is_live(&self, now: Instant) -> bool {
+        self.expires.is_none_or(|at| now < at)
+    }
+}
+
+fn one(path: &Path, entry: Option<Entry>, done: Done) -> Decision {
+    Ok((vec![Change { path: path.clone(), entry }], done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn put(path: &str, value: &str, expires: Option<Instant>) -> Command {
+        Command::Put { path: path.into(), value: value.to_owned().into(), expires }
+    }
+
+    fn run(state: &mut State, command: &Command, now: Instant) -> Result<Done, Refused> {
+        let (changes, done) = state.decide(command, now)?;
+        state.apply(changes);
+        Ok(done)
+    }
+
+    #[test]
+    fn revisions_never_come_back() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let Ok(Done::At(first)) = run(&mut state, &put("k", "v", None), now) else { panic!() };
+        run(&mut state, &Command::Delete { path: "k".into() }, now).unwrap();
+        let Ok(Done::At(second)) = run(&mut state, &put("k", "v", None), now) else { panic!() };
+        assert!(second > first);
+        let stale = Command::AtomicDelete { path: "k".into(), revision: first };
+        assert_eq!(run(&mut state, &stale, now), Err(Refused::Modified));
+    }
+
+    #[test]
+    fn an_expired_entry_is_absent_before_it_is_purged() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let later = now + Duration::from_secs(1);
+        run(&mut state, &put("k", "v", Some(later)), now).unwrap();
+        assert_eq!(state.next_expiry(), Some(later));
+        assert!(state.get("k", now).is_some());
+        assert!(state.get("k", later).is_none());
+        assert_eq!(run(&mut state, &Command::Delete { path: "k".into() }, later), Err(Refused::NotFound));
+        let due = state.due(later);
+        assert_eq!(due.len(), 1);
+        state.apply(due);
+        assert_eq!(state.next_expiry(), None);
+    }
+
+    #[test]
+    fn a_write_takes_the_expiry_of_the_one_before_away() {
+        let (mut state, now) = (State::default(), Instant::now());
+        run(&mut state, &put("k", "v", Some(now + Duration::from_secs(1))), now).unwrap();
+        run(&mut state, &put("k", "w", None), now).unwrap();
+        assert_eq!(state.next_expiry(), None);
+    }
+
+    #[test]
+    fn a_transaction_whose_check_fails_changes_nothing() {
+        let (mut state, now) = (State::default(), Instant::now());
+        run(&mut state, &put("a", "1", None), now).unwrap();
+        let txn = Command::Txn {
+            checks: vec![("a".into(), Wanted::Present), ("b".into(), Wanted::Present)],
+            operations: vec![("a".into(), None)],
+        };
+        assert_eq!(run(&mut state, &txn, now), Err(Refused::Check(1)));
+        assert!(state.get("a", now).is_some());
+    }
+
+    #[test]
+    fn beneath_knows_segments_from_prefixes() {
+        let (mut state, now) = (State::default(), Instant::now());
+        for path in ["foo", "foo/a", "foo/b/c", "foobar/x"] {
+            run(&mut state, &put(path, "", None), now).unwrap();
+        }
+        let names = |depth| state.beneath("foo/", None, depth, now).map(|(p, _)| p.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(Depth::Recursive), ["foo/a", "foo/b/c"]);
+        assert_eq!(names(Depth::Children), ["foo/a"]);
+    }
+}

@@ -1,0 +1,118 @@
+//! [`Link`]: whether there is a session at the moment, as the supervisor says and everybody else on its thread sees.
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use std::rc::Rc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+
+/// A session that serves calls. Its number tells it from the sessions before and after it.
+#[derive(Clone)]
+pub(crate) struct Session {
+    pub(crate) backend: Rc<dyn Backend>,
+    pub(crate) number: u64,
+}
+
+/// The state of the link.
+#[derive(Clone)]
+pub(crate) enum Link {
+    /// No session serves calls just now. The error is the last one, if there was any.
+    Down(Option<Error>),
+    /// Calls are served.
+    Up(Session),
+    /// The store is closed.
+    Closed,
+}
+
+/// Why a session is in doubt.
+pub(crate) enum Doubt {
+    /// A call did not get through: ask the driver whether the session can go on.
+    Unreachable(Error),
+    /// The driver panicked: nothing can be trusted any more.
+    Panicked(Error),
+}
+
+/// A doubt about the session with this number.
+pub(crate) struct Report {
+    pub(crate) session: u64,
+    pub(crate) doubt: Doubt,
+}
+
+/// The link as its users see it.
+#[derive(Clone)]
+pub(crate) struct LinkView {
+    link: watch::Receiver<Link>,
+    reports: mpsc::Sender<Report>,
+}
+
+/// How many reports may wait for the supervisor; one is enough to make it look, so the rest may be lost.
+const REPORTS: usize = 16;
+
+/// The supervisor's end and everybody else's.
+pub(crate) fn link() -> (watch::Sender<Link>, LinkView, mpsc::Receiver<Report>) {
+    let (sender, link) = watch::channel(Link::Down(None));
+    let (reports, inbox) = mpsc::channel(REPORTS);
+    (sender, LinkView { link, reports }, inbox)
+}
+
+impl LinkView {
+    /// The session, once there is one.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; [`Error::Unreachable`] when the deadline passes; the error of the last attempt to connect where
+    /// trying again won't help.
+    pub(crate) async fn session(&self, deadline: Instant) -> Result<Session> {
+        if let Some(decided) = decided(&self.link.borrow()) {
+            return decided;
+        }
+        let mut link = self.link.clone();
+        let waited = timeout_at(deadline, link.wait_for(|link| decided(link).is_some())).await;
+        match waited {
+            Ok(Ok(link)) => decided(&link).unwrap_or(Err(Error::Closed)),
+            Ok(Err(_)) => Err(Error::Closed),
+            Err(_) => Err(self.unreachable()),
+        }
+    }
+
+    /// Waits until the session with this number is over: replaced by another, or the store closed.
+    pub(crate) async fn session_over(&self, number: u64) {
+        let mut link = self.link.clone();
+        let over = |link: &Link| match link {
+            Link::Up(session) => session.number != number,
+            Link::Closed => true,
+            Link::Down(_) => false,
+        };
+        // An error says that the supervisor is gone, and with it every session.
+        let _ = link.wait_for(over).await;
+    }
+
+    /// Whether the store is closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(*self.link.borrow(), Link::Closed)
+    }
+
+    /// Tells the supervisor of a doubt. When many come at once, the first few are enough.
+    pub(crate) fn report(&self, session: u64, doubt: Doubt) {
+        let _ = self.reports.try_send(Report { session, doubt });
+    }
+
+    fn unreachable(&self) -> Error {
+        match &*self.link.borrow() {
+            Link::Down(Some(Error::Unreachable { reason, source })) => {
+                Error::Unreachable { reason: reason.clone(), source: source.clone() }
+            }
+            Link::Down(Some(error)) => Error::unreachable(error.to_string()),
+            _ => Error::unreachable("no connection was made before the deadline"),
+        }
+    }
+}
+
+/// What the link means for a call, or none where the call has to wait.
+fn decided(link: &Link) -> Option<Result<Session>> {
+    match link {
+        Link::Up(session) => Some(Ok(session.clone())),
+        Link::Closed => Some(Err(Error::Closed)),
+        Link::Down(Some(error)) if !error.is_retryable() => Some(Err(error.clone())),
+        Link::Down(_) => None,
+    }
+}

@@ -1,0 +1,381 @@
+//! The typed messages that a store's [`Connection`](crate::Connection) takes: one for each call.
+//!
+//! [`Store`](crate::Store)'s methods send these; actix applications can send them themselves, to
+//! [`Store::addr`](crate::Store::addr) or to a `Recipient` of one kind of message made from it. The replies, errors and
+//! guarantees are those of the method of the same name. A message that is sent with `do_send` is carried out without a
+//! reply. Messages are started in the order in which they arrive, and end in any order: wait for the reply of one before
+//! sending another that depends on it.
+//!
+//! ```
+//! use actix::Recipient;
+//! use kvactor::Store;
+//! use kvactor::messages::Put;
+//!
+//! # async fn doc(store: Store) -> Result<(), Box<dyn std::error::Error>> {
+//! let recipient: Recipient<Put> = store.addr().recipient();
+//! let written = recipient.send(Put::new("greeting", "hello")?).await??;
+//! # Ok(())
+//! # }
+//! ```
+
+use crate::actors::lease::Leases;
+use crate::backend::Backend;
+use crate::call::{Call, Rules};
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::types::{
+    Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, PutOptions, TxnOutcome, Version, Written,
+};
+use actix::Message;
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+
+/// A call that the connection carries out on the backend. Implemented by the messages of this module only.
+pub trait Request:
+    Message<Result = Result<<Self as Request>::Reply>> + Call<<Self as Request>::Reply> + Send + 'static
+{
+    /// What the call returns.
+    type Reply: Send + 'static;
+}
+
+/// Declares that a message is a request with this reply.
+macro_rules! request {
+    ($message:ty => $reply:ty) => {
+        impl Message for $message {
+            type Result = Result<$reply>;
+        }
+        impl Request for $message {
+            type Reply = $reply;
+        }
+    };
+}
+
+/// Reads a key: [`Store::get_with`](crate::Store::get_with).
+#[derive(Clone, Debug)]
+pub struct Get {
+    /// The key.
+    pub key: Key,
+    /// How fresh the answer must be.
+    pub consistency: Consistency,
+}
+request!(Get => KvPair);
+
+impl Get {
+    /// A linearizable read of `key`. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(Get { key: key.try_into()?, consistency: Consistency::default() })
+    }
+}
+
+impl Call<KvPair> for Get {
+    const NAME: &'static str = "get";
+    const WRITES: bool = false;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.path(&self.key)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<KvPair>> {
+        backend.get(&self.key, self.consistency)
+    }
+}
+
+/// Asks whether a key exists: [`Store::exists_with`](crate::Store::exists_with).
+#[derive(Clone, Debug)]
+pub struct Exists {
+    /// The key.
+    pub key: Key,
+    /// How fresh the answer must be.
+    pub consistency: Consistency,
+}
+request!(Exists => bool);
+
+impl Exists {
+    /// A linearizable question for `key`. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(Exists { key: key.try_into()?, consistency: Consistency::default() })
+    }
+}
+
+impl Call<bool> for Exists {
+    const NAME: &'static str = "exists";
+    const WRITES: bool = false;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.path(&self.key)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<bool>> {
+        backend.exists(&self.key, self.consistency)
+    }
+}
+
+/// Writes a key: [`Store::put_with`](crate::Store::put_with).
+#[derive(Clone, Debug)]
+pub struct Put {
+    /// The key.
+    pub key: Key,
+    /// Its new value.
+    pub value: Bytes,
+    /// TTL and keep-alive.
+    pub options: PutOptions,
+}
+request!(Put => Written);
+
+impl Put {
+    /// A permanent write of `value` to `key`. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K, value: impl Into<Bytes>) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(Put { key: key.try_into()?, value: value.into(), options: PutOptions::default() })
+    }
+}
+
+impl Call<Written> for Put {
+    const NAME: &'static str = "put";
+    const WRITES: bool = true;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.path(&self.key)?;
+        rules.value(&self.key, &self.value)?;
+        rules.put_options(&self.options)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<Written>> {
+        Box::pin(async move {
+            let Some(ttl) = self.options.ttl else {
+                let version = backend.put(&self.key, &self.value).await?;
+                leases.forget(&self.key);
+                return Ok(Written { version, outlives_process_by: None });
+            };
+            let (version, lease) = backend.put_leased(&self.key, &self.value, ttl).await?;
+            let outlives_process_by = Some(lease.outlives_process_by);
+            leases.keep(lease, ttl, self.options.keep_alive);
+            Ok(Written { version, outlives_process_by })
+        })
+    }
+}
+
+/// Deletes a key: [`Store::delete`](crate::Store::delete).
+#[derive(Clone, Debug)]
+pub struct Delete {
+    /// The key.
+    pub key: Key,
+}
+request!(Delete => ());
+
+impl Delete {
+    /// A deletion of `key`. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(Delete { key: key.try_into()? })
+    }
+}
+
+impl Call<()> for Delete {
+    const NAME: &'static str = "delete";
+    const WRITES: bool = true;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.path(&self.key)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            backend.delete(&self.key).await?;
+            leases.forget(&self.key);
+            Ok(())
+        })
+    }
+}
+
+/// Lists a directory with values: [`Store::list_with`](crate::Store::list_with).
+#[derive(Clone, Debug)]
+pub struct List {
+    /// The directory.
+    pub dir: Dir,
+    /// Depth, limit, continuation, consistency.
+    pub options: ListOptions,
+}
+request!(List => Page<KvPair>);
+
+impl Call<Page<KvPair>> for List {
+    const NAME: &'static str = "list";
+    const WRITES: bool = false;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.listing(&self.dir, &self.options)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<Page<KvPair>>> {
+        backend.list(&self.dir, &self.options)
+    }
+}
+
+/// Lists a directory without values: [`Store::list_keys`](crate::Store::list_keys).
+#[derive(Clone, Debug)]
+pub struct ListKeys {
+    /// The directory.
+    pub dir: Dir,
+    /// Depth, limit, continuation, consistency.
+    pub options: ListOptions,
+}
+request!(ListKeys => Page<Key>);
+
+impl Call<Page<Key>> for ListKeys {
+    const NAME: &'static str = "list_keys";
+    const WRITES: bool = false;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.listing(&self.dir, &self.options)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<Page<Key>>> {
+        backend.list_keys(&self.dir, &self.options)
+    }
+}
+
+/// Deletes a directory's keys: [`Store::delete_tree_with`](crate::Store::delete_tree_with).
+#[derive(Clone, Debug)]
+pub struct DeleteTree {
+    /// The directory.
+    pub dir: Dir,
+    /// Whether the root, and with it the whole namespace, may be deleted.
+    pub allow_root: bool,
+}
+request!(DeleteTree => u64);
+
+impl Call<u64> for DeleteTree {
+    const NAME: &'static str = "delete_tree";
+    const WRITES: bool = true;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        if self.dir.is_root() && !self.allow_root {
+            let reason = "deleting the whole namespace needs the option `allow_root`";
+            return Err(Error::InvalidKey { key: "".into(), reason });
+        }
+        rules.path(&self.dir)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<u64>> {
+        Box::pin(async move {
+            let removed = backend.delete_tree(&self.dir).await?;
+            leases.forget_beneath(&self.dir);
+            Ok(removed)
+        })
+    }
+}
+
+/// Writes a key if it is as expected: [`Store::atomic_put`](crate::Store::atomic_put).
+#[derive(Clone, Debug)]
+pub struct AtomicPut {
+    /// The key.
+    pub key: Key,
+    /// Its new value.
+    pub value: Bytes,
+    /// What the key must be like.
+    pub expected: Expected,
+}
+request!(AtomicPut => KvPair);
+
+impl AtomicPut {
+    /// A write of `value` to `key` that expects `expected`. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K, value: impl Into<Bytes>, expected: impl Into<Expected>) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(AtomicPut { key: key.try_into()?, value: value.into(), expected: expected.into() })
+    }
+}
+
+impl Call<KvPair> for AtomicPut {
+    const NAME: &'static str = "atomic_put";
+    const WRITES: bool = true;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.path(&self.key)?;
+        rules.value(&self.key, &self.value)?;
+        match &self.expected {
+            Expected::Absent => Ok(()),
+            Expected::Version(version) => rules.version(version),
+        }
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<KvPair>> {
+        Box::pin(async move {
+            let version = backend.atomic_put(&self.key, &self.value, &self.expected).await?;
+            leases.forget(&self.key);
+            Ok(KvPair { key: self.key.clone(), value: self.value.clone(), version })
+        })
+    }
+}
+
+/// Deletes a key if it has a version: [`Store::atomic_delete`](crate::Store::atomic_delete).
+#[derive(Clone, Debug)]
+pub struct AtomicDelete {
+    /// The key.
+    pub key: Key,
+    /// The version that it must have.
+    pub version: Version,
+}
+request!(AtomicDelete => ());
+
+impl AtomicDelete {
+    /// A deletion of `key` in `version`. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K, version: Version) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(AtomicDelete { key: key.try_into()?, version })
+    }
+}
+
+impl Call<()> for AtomicDelete {
+    const NAME: &'static str = "atomic_delete";
+    const WRITES: bool = true;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.path(&self.key)?;
+        rules.version(&self.version)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            backend.atomic_delete(&self.key, &self.version).await?;
+            leases.forget(&self.key);
+            Ok(())
+        })
+    }
+}
+
+/// Changes several keys at one moment: [`Store::txn`](crate::Store::txn).
+#[derive(Clone, Debug, Default)]
+pub struct Txn {
+    /// What must hold.
+    pub checks: Vec<Check>,
+    /// What is then done.
+    pub operations: Vec<Operation>,
+}
+request!(Txn => TxnOutcome);
+
+impl Call<TxnOutcome> for Txn {
+    const NAME: &'static str = "txn";
+    const WRITES: bool = true;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.txn(&self.checks, &self.operations)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
+        Box::pin(async move {
+            let outcome = backend.txn(&self.checks, &self.operations).await?;
+            if matches!(outcome, TxnOutcome::Committed(_)) {
+                self.operations.iter().for_each(|operation| leases.forget(operation.key()));
+            }
+            Ok(outcome)
+        })
+    }
+}
+
+/// Closes the store: [`Store::close`](crate::Store::close). Further calls are refused from the moment it arrives.
+#[derive(Clone, Copy, Debug)]
+pub struct Close;
+
+impl Message for Close {
+    type Result = Result<()>;
+}

@@ -1,0 +1,440 @@
+//! [`Store`]: the handle that people hold.
+
+use crate::actors::connection::{Calls, Connection, Timed};
+use crate::actors::lease::Leases;
+use crate::backend::{self, Connector};
+use crate::call::Rules;
+use crate::config::{Config, Options};
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key, Namespace};
+use crate::link::link;
+use crate::messages::{
+    AtomicDelete, AtomicPut, Close, Delete, DeleteTree, Exists, Get, List, ListKeys, Put, Request, Txn,
+};
+use crate::runtime;
+use crate::supervisor::{Closing, Supervisor, initial_status};
+use crate::types::{
+    Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, PutOptions, Status, TxnOutcome,
+    Version, Written,
+};
+use actix::{Actor, Addr};
+use bytes::Bytes;
+use futures_util::Stream;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_stream::wrappers::WatchStream;
+
+/// A key/value store on one of the backends: the handle that programs hold.
+///
+/// Cloning is cheap, and clones share one connection. A handle is `Send` and `Sync`, works in any tokio runtime and in actix
+/// systems, and stays valid while the connection is lost and restored. The store is closed by [`close`](Store::close), or in
+/// the background when the last handle is dropped.
+///
+/// # All calls
+/// - **Deadline**: a call ends within [`Options::request_timeout`], or what [`with_request_timeout`](Store::with_request_timeout)
+///   says, whatever happens. While the link is down calls wait for it, and fail with [`Error::Unreachable`] at the deadline.
+/// - **Connection loss**: reads are tried again until their deadline, writes too where they certainly had no effect. A write
+///   whose answer was lost fails with [`Error::Indeterminate`] and is never repeated.
+/// - **Cancel safety**: dropping the future of a call abandons its answer; the call itself may or may not be carried out.
+/// - **Errors**: bad input is refused before any I/O, with [`Error::InvalidKey`], [`Error::ValueTooLarge`],
+///   [`Error::Unsupported`] or [`Error::InvalidConfig`]. After the store was closed every call fails with
+///   [`Error::Closed`]. Beside what the calls say themselves each may fail with [`Error::Unreachable`], [`Error::Timeout`],
+///   [`Error::PermissionDenied`], [`Error::Unauthenticated`] and [`Error::Backend`], and a write with
+///   [`Error::Indeterminate`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> kvactor::Result<()> {
+/// use kvactor::Store;
+///
+/// let store = Store::connect("memory://docs").await?;
+/// store.put("services/web/1", "10.0.0.1:80").await?;
+/// assert_eq!(store.get("services/web/1").await?.value, "10.0.0.1:80");
+/// store.close().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    timeout: Duration,
+}
+
+/// What the clones of a handle share. The supervisor closes the store when this is dropped, for `_open` goes with it.
+struct Shared {
+    connection: Addr<Connection>,
+    status: watch::Receiver<Status>,
+    capabilities: Capabilities,
+    _open: mpsc::Sender<Closing>,
+}
+
+/// Options of [`Store::delete_tree_with`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeleteTreeOptions {
+    /// Whether the root may be given, to delete the whole namespace.
+    pub allow_root: bool,
+}
+
+/// How long a caller waits beyond its deadline for the actor's own word. Only an actor whose thread is blocked needs it.
+const GRACE: Duration = Duration::from_millis(100);
+
+impl Store {
+    /// Opens the store that a URL describes; see [`Config`] for URLs.
+    ///
+    /// Waits until a server has answered, unless the URL says `lazy=true`. On a thread of an actix system the store's actors
+    /// run there; elsewhere they run on a thread of their own, which ends with the store.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]; [`Error::Unsupported`] where this build lacks the backend's feature; what the last endpoint
+    /// answered where none would do: [`Error::Unreachable`], [`Error::Unauthenticated`], [`Error::PermissionDenied`], ...
+    pub async fn connect(url: &str) -> Result<Self> {
+        Store::open(Config::from_url(url)?).await
+    }
+
+    /// Opens the store that `config` describes; like [`connect`](Store::connect).
+    ///
+    /// # Errors
+    /// As [`connect`](Store::connect).
+    pub async fn open(config: Config) -> Result<Self> {
+        config.validate()?;
+        let connector = backend::connector(&config)?;
+        Store::start(connector, &config.namespace, config.options).await
+    }
+
+    /// Opens a store on a backend of your own. Keys arrive at it as callers give them; a namespace is the backend's affair.
+    ///
+    /// The example `custom_backend` has one that is complete.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], and what the connector's own attempts fail with.
+    pub async fn with_backend(connector: impl Connector, options: Options) -> Result<Self> {
+        options.validate()?;
+        Store::start(Arc::new(connector), &Namespace::default(), options).await
+    }
+
+    async fn start(connector: Arc<dyn Connector>, namespace: &Namespace, options: Options) -> Result<Self> {
+        let capabilities = connector.capabilities();
+        let rules = Rules::new(namespace, options.max_value_size, capabilities.clone())?;
+        let (status_sender, status) = watch::channel(initial_status(connector.as_ref()));
+        let (open, closing) = mpsc::channel(1);
+        let (opened, wait_opened) = oneshot::channel();
+        let (started, wait_started) = oneshot::channel();
+        let timeout = options.request_timeout;
+        let weak = open.downgrade();
+        runtime::spawn(move || async move {
+            let (link, view, reports) = link();
+            let leases = Leases::new(view.clone(), timeout);
+            let calls = Rc::new(Calls::new(view, leases.clone(), rules, timeout, options.max_in_flight));
+            let _ = started.send(Connection::new(calls.clone(), weak).start());
+            let supervisor = Supervisor { connector, options, link, status: status_sender, reports, closing, leases };
+            supervisor.run(opened).await;
+            calls.drained().await;
+        })?;
+        let dead = || Error::backend("the thread of the store's actors ended while it started");
+        let connection = wait_started.await.map_err(|_| dead())?;
+        // From here on dropping this future closes the store again.
+        let store = Store { shared: Arc::new(Shared { connection, status, capabilities, _open: open }), timeout };
+        wait_opened.await.map_err(|_| dead())??;
+        Ok(store)
+    }
+
+    /// The same store with another deadline for the calls made through this handle.
+    #[must_use]
+    pub fn with_request_timeout(&self, timeout: Duration) -> Self {
+        Store { shared: self.shared.clone(), timeout }
+    }
+
+    /// The address of the store's connection, for actix applications that send [`messages`](crate::messages). It doesn't keep
+    /// the store open: calls fail with [`Error::Closed`] when the last handle was dropped.
+    pub fn addr(&self) -> Addr<Connection> {
+        self.shared.connection.clone()
+    }
+
+    /// What the backend can do, and its limits.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    /// How the store is doing.
+    pub fn status(&self) -> Status {
+        self.shared.status.borrow().clone()
+    }
+
+    /// How the store is doing: now, and whenever it changes. Changes that come faster than they are taken are merged. The
+    /// stream ends when the store is closed; it doesn't keep it open.
+    pub fn status_stream(&self) -> impl Stream<Item = Status> + Send + Unpin + use<> {
+        WatchStream::new(self.shared.status.clone())
+    }
+
+    /// The pair at `key`, linearizable.
+    ///
+    /// # Errors
+    /// [`Error::KeyNotFound`], and [those of all calls](Store#all-calls).
+    pub async fn get<K>(&self, key: K) -> Result<KvPair>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.call(Get::new(key)?).await
+    }
+
+    /// The pair at `key`, as fresh as `consistency` says.
+    ///
+    /// # Errors
+    /// [`Error::KeyNotFound`], and [those of all calls](Store#all-calls).
+    pub async fn get_with<K>(&self, key: K, consistency: Consistency) -> Result<KvPair>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.call(Get { consistency, ..Get::new(key)? }).await
+    }
+
+    /// Whether `key` exists, linearizable. A directory is no key.
+    ///
+    /// # Errors
+    /// [Those of all calls](Store#all-calls).
+    pub async fn exists<K>(&self, key: K) -> Result<bool>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.call(Exists::new(key)?).await
+    }
+
+    /// Whether `key` exists, as fresh as `consistency` says.
+    ///
+    /// # Errors
+    /// [Those of all calls](Store#all-calls).
+    pub async fn exists_with<K>(&self, key: K, consistency: Consistency) -> Result<bool>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.call(Exists { consistency, ..Exists::new(key)? }).await
+    }
+
+    /// Writes `value` to `key`, which becomes permanent, and returns the version of this very write.
+    ///
+    /// One round trip. ZooKeeper needs more where the key doesn't exist yet.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] beneath a key with a TTL on ZooKeeper, and [those of all calls](Store#all-calls).
+    pub async fn put<K>(&self, key: K, value: impl Into<Bytes>) -> Result<Version>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(self.call(Put::new(key, value)?).await?.version)
+    }
+
+    /// Writes `value` to `key`, with options.
+    ///
+    /// A key with a TTL is gone no earlier than `ttl` after the write and, while this process lives and reaches the server,
+    /// no later than `ttl` + 1 s. If the process dies, the server's own bound counts, which is returned:
+    ///
+    /// | backend | how long the key can outlive the process |
+    /// |---|---|
+    /// | etcd | the lease: `ttl` in whole seconds, one or two more, at least 2 s |
+    /// | Consul | twice the session's TTL, which is about `ttl` / 2 and at least 10 s |
+    /// | ZooKeeper | the session timeout, even where `ttl` is longer; also when the store is closed |
+    /// | local | `ttl`; the key is purged at the next opening |
+    /// | memory | not at all |
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a TTL outside of the backend's bounds, which it names, and for one on a key that has keys
+    /// beneath it on ZooKeeper; [those of all calls](Store#all-calls).
+    pub async fn put_with<K>(&self, key: K, value: impl Into<Bytes>, options: PutOptions) -> Result<Written>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.call(Put { options, ..Put::new(key, value)? }).await
+    }
+
+    /// Deletes `key`. Of two racing calls one succeeds and the other fails with [`Error::KeyNotFound`].
+    ///
+    /// # Errors
+    /// [`Error::KeyNotFound`], and [those of all calls](Store#all-calls).
+    pub async fn delete<K>(&self, key: K) -> Result<()>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.call(Delete::new(key)?).await
+    }
+
+    /// All pairs strictly beneath `dir`, sorted by the bytes of their keys. `""` is the root of the namespace.
+    ///
+    /// # Errors
+    /// [`Error::KeyNotFound`] where neither the directory nor a key of its name exists; a key with nothing beneath it lists
+    /// as empty, and so does an empty root. [Those of all calls](Store#all-calls).
+    pub async fn list<D>(&self, dir: D) -> Result<Vec<KvPair>>
+    where
+        D: TryInto<Dir>,
+        Error: From<D::Error>,
+    {
+        Ok(self.list_with(dir, ListOptions::default()).await?.items)
+    }
+
+    /// Pairs strictly beneath `dir`, with options.
+    ///
+    /// Where `limit` cuts the listing, [`Page::next`] is where it goes on. Each page of a limited listing costs about what
+    /// it holds; on Consul, which can't cut listings, it costs the whole directory each time.
+    ///
+    /// # Errors
+    /// As [`list`](Store::list); a continuation that finds nothing more is an empty page.
+    pub async fn list_with<D>(&self, dir: D, options: ListOptions) -> Result<Page<KvPair>>
+    where
+        D: TryInto<Dir>,
+        Error: From<D::Error>,
+    {
+        self.call(List { dir: dir.try_into()?, options }).await
+    }
+
+    /// Keys strictly beneath `dir`, without their values.
+    ///
+    /// # Errors
+    /// As [`list_with`](Store::list_with).
+    pub async fn list_keys<D>(&self, dir: D, options: ListOptions) -> Result<Page<Key>>
+    where
+        D: TryInto<Dir>,
+        Error: From<D::Error>,
+    {
+        self.call(ListKeys { dir: dir.try_into()?, options }).await
+    }
+
+    /// Deletes all keys strictly beneath `dir` and returns how many they were. The root is refused.
+    ///
+    /// At one moment, but on ZooKeeper, where the keys go in batches, the deepest first; keys that others write meanwhile
+    /// may stay.
+    ///
+    /// # Errors
+    /// [`Error::KeyNotFound`] where neither the directory nor a key of its name exists; [`Error::InvalidKey`] for the root;
+    /// [those of all calls](Store#all-calls).
+    pub async fn delete_tree<D>(&self, dir: D) -> Result<u64>
+    where
+        D: TryInto<Dir>,
+        Error: From<D::Error>,
+    {
+        self.delete_tree_with(dir, DeleteTreeOptions::default()).await
+    }
+
+    /// As [`delete_tree`](Store::delete_tree), with options.
+    ///
+    /// # Errors
+    /// As [`delete_tree`](Store::delete_tree).
+    pub async fn delete_tree_with<D>(&self, dir: D, options: DeleteTreeOptions) -> Result<u64>
+    where
+        D: TryInto<Dir>,
+        Error: From<D::Error>,
+    {
+        self.call(DeleteTree { dir: dir.try_into()?, allow_root: options.allow_root }).await
+    }
+
+    /// Writes `value` to `key`, which becomes permanent, if the key is as `expected`: a [`Version`], a pair read before, or
+    /// [`Expected::Absent`]. Returns the pair as written by this very call.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kvactor::Result<()> {
+    /// use kvactor::{Expected, Store};
+    ///
+    /// let store = Store::connect("memory://atomic-put").await?;
+    /// let first = store.atomic_put("leader", "a", Expected::Absent).await?;
+    /// let second = store.atomic_put("leader", "b", &first).await?;
+    /// assert!(store.atomic_put("leader", "c", &first).await.is_err());
+    /// assert_eq!(store.get("leader").await?, second);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::KeyExists`] where absence was expected; [`Error::KeyModified`], or [`Error::KeyNotFound`] where the key is
+    /// gone, where a version was; [`Error::Unsupported`] for a version of another backend; [those of all calls](Store#all-calls).
+    ///
+    /// A version never matches a later incarnation of its key. On ZooKeeper, whose counters start again with each, there is
+    /// a window of about one round trip, between the check of the incarnation and the write, in which somebody would have to
+    /// delete the key, make it anew, and write it just as often.
+    pub async fn atomic_put<K>(&self, key: K, value: impl Into<Bytes>, expected: impl Into<Expected>) -> Result<KvPair>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.call(AtomicPut::new(key, value, expected)?).await
+    }
+
+    /// Deletes `key` if it has this version.
+    ///
+    /// # Errors
+    /// [`Error::KeyModified`], [`Error::KeyNotFound`], [`Error::Unsupported`] for a version of another backend, and
+    /// [those of all calls](Store#all-calls). The remark on versions at [`atomic_put`](Store::atomic_put) holds here too.
+    pub async fn atomic_delete<K>(&self, key: K, version: Version) -> Result<()>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.call(AtomicDelete::new(key, version)?).await
+    }
+
+    /// Applies all `operations` at one moment if all `checks` hold, and otherwise none of them. At most 64 checks and
+    /// operations together, and no key is changed twice.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kvactor::Result<()> {
+    /// use kvactor::{Check, Condition, Operation, Store, TxnOutcome};
+    ///
+    /// let store = Store::connect("memory://txn").await?;
+    /// let checks = vec![Check::new("queue/1", Condition::Absent)?];
+    /// let operations = vec![Operation::put("queue/1", "job")?, Operation::put("queue/last", "1")?];
+    /// let outcome = store.txn(checks, operations).await?;
+    /// assert!(matches!(outcome, TxnOutcome::Committed(_)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a transaction that is too large or changes a key twice; [those of all calls](Store#all-calls).
+    /// A check that does not hold is no error but an outcome.
+    pub async fn txn(&self, checks: Vec<Check>, operations: Vec<Operation>) -> Result<TxnOutcome> {
+        self.call(Txn { checks, operations }).await
+    }
+
+    /// Closes the store for all handles: refuses further calls, deletes the keys that it kept alive, ends its session and its
+    /// threads and sockets. Writes that are still on their way fail with [`Error::Indeterminate`].
+    ///
+    /// Cancel safe: once it has begun it goes on without its caller.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] where the store is closed already.
+    pub async fn close(&self) -> Result<()> {
+        self.shared.connection.send(Close).await.unwrap_or(Err(Error::Closed))
+    }
+
+    async fn call<R: Request>(&self, request: R) -> Result<R::Reply> {
+        if !self.shared.connection.connected() {
+            return Err(Error::Closed);
+        }
+        let deadline = Instant::now() + self.timeout;
+        let reply = self.shared.connection.send(Timed { request, deadline });
+        match timeout_at(deadline + GRACE, reply).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) if R::WRITES => Err(Error::indeterminate("the store was closed during the call")),
+            Ok(Err(_)) => Err(Error::Closed),
+            Err(_) if R::WRITES => Err(Error::indeterminate("the thread of the store's actors does not answer")),
+            Err(_) => Err(Error::Timeout { after: self.timeout }),
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.shared.status.borrow();
+        f.debug_struct("Store").field("endpoint", &status.endpoint).field("link", &status.link).finish_non_exhaustive()
+    }
+}

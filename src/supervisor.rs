@@ -1,0 +1,310 @@
+//! The supervisor: opens a store's sessions, notices when one is lost, and opens the next, with backoff.
+//!
+//! It is one task per store, and a state machine: connecting -> up -> suspended -> up again, or connecting; closed at any
+//! time. It is not on the path of calls: it publishes the [`Link`], which calls look at, and the [`Status`], which people
+//! look at.
+
+use crate::actors::connection::panic_text;
+use crate::actors::lease::Leases;
+use crate::backend::{Backend, Connector};
+use crate::config::Options;
+use crate::error::{Error, Result};
+use crate::link::{Doubt, Link, Report, Session};
+use crate::types::{LinkState, Status};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{info, warn};
+
+/// A wish to close, with the place for the answer.
+pub(crate) type Closing = oneshot::Sender<Result<()>>;
+
+/// What the supervisor is given.
+pub(crate) struct Supervisor {
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) options: Options,
+    pub(crate) link: watch::Sender<Link>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) reports: mpsc::Receiver<Report>,
+    /// Closes the store when something arrives, or when all senders are gone.
+    pub(crate) closing: mpsc::Receiver<Closing>,
+    pub(crate) leases: Leases,
+}
+
+/// The status of a store that was not connected yet.
+pub(crate) fn initial_status(connector: &dyn Connector) -> Status {
+    Status {
+        link: LinkState::Connecting,
+        since: SystemTime::now(),
+        endpoint: connector.endpoints().join(","),
+        session: None,
+        restarts: 0,
+        last_error: None,
+    }
+}
+
+/// How a phase of the store's life ended.
+enum Phase<T> {
+    Over(T),
+    /// The store is to be closed; whoever wants to know is told when it is done.
+    Closing(Option<Closing>),
+}
+
+impl Supervisor {
+    /// Looks after the store until it is closed. `opened` is told how the first connection went: a lazy store's is told at
+    /// once, any other's after each endpoint was tried once, and ends when none would do.
+    pub(crate) async fn run(mut self, opened: oneshot::Sender<Result<()>>) {
+        let mut opened = Some(opened);
+        if self.options.lazy {
+            tell_opened(&mut opened, Ok(()));
+        }
+        let closing = self.live(&mut opened).await;
+        tell_opened(&mut opened, Err(Error::Closed));
+        self.link.send_replace(Link::Closed);
+        if let Some(closing) = closing {
+            let _ = closing.send(Ok(()));
+        }
+        while let Ok(also) = self.closing.try_recv() {
+            let _ = also.send(Ok(()));
+        }
+    }
+
+    /// Session after session, until the store is to be closed.
+    async fn live(&mut self, opened: &mut Option<oneshot::Sender<Result<()>>>) -> Option<Closing> {
+        let mut pauses = self.pauses();
+        for number in 1.. {
+            let backend = match self.connect(&mut pauses, opened).await {
+                Phase::Over(Some(backend)) => backend,
+                Phase::Over(None) => return None,
+                Phase::Closing(closing) => return closing,
+            };
+            tell_opened(opened, Ok(()));
+            let session = Session { backend, number };
+            let since = Instant::now();
+            let error = match self.serve(&session).await {
+                Phase::Over(error) => error,
+                Phase::Closing(closing) => {
+                    self.end(&session).await;
+                    return closing;
+                }
+            };
+            warn!(session = number, %error, "the session is lost; opening another");
+            self.publish_down(LinkState::Suspended, passing(error));
+            self.status.send_modify(|status| status.restarts += 1);
+            if since.elapsed() >= self.options.backoff_reset {
+                pauses = self.pauses();
+            }
+        }
+        None
+    }
+
+    fn pauses(&self) -> ExponentialBackoff {
+        ExponentialBuilder::default()
+            .with_min_delay(self.options.backoff_min)
+            .with_max_delay(self.options.backoff_max)
+            .with_jitter()
+            .without_max_times()
+            .build()
+    }
+
+    /// Tries the endpoints in turn until one serves; pauses after each round. None where the store was to be opened at once
+    /// and the first round failed.
+    async fn connect(
+        &mut self,
+        pauses: &mut ExponentialBackoff,
+        opened: &mut Option<oneshot::Sender<Result<()>>>,
+    ) -> Phase<Option<Rc<dyn Backend>>> {
+        let endpoints = self.connector.endpoints();
+        loop {
+            let mut last = Error::unreachable("there is no endpoint");
+            for (index, endpoint) in endpoints.iter().enumerate() {
+                let attempt = attempt(self.connector.clone(), index, endpoint, self.options.connect_timeout);
+                last = match or_closing(&mut self.closing, attempt).await {
+                    Phase::Over(Ok(backend)) => {
+                        self.publish_endpoint(endpoint);
+                        return Phase::Over(Some(backend));
+                    }
+                    Phase::Over(Err(error)) => error,
+                    Phase::Closing(closing) => return Phase::Closing(closing),
+                };
+                warn!(endpoint, error = %last, "no connection");
+            }
+            let state = self.status.borrow().link;
+            self.publish_down(state, last.clone());
+            if opened.is_some() {
+                tell_opened(opened, Err(last));
+                return Phase::Over(None);
+            }
+            let pause = pauses.next().unwrap_or(self.options.backoff_max);
+            if let Phase::Closing(closing) = or_closing(&mut self.closing, sleep(pause)).await {
+                return Phase::Closing(closing);
+            }
+        }
+    }
+
+    /// Serves calls with the session until it is lost.
+    async fn serve(&mut self, session: &Session) -> Phase<Error> {
+        loop {
+            self.publish_up(session);
+            let doubt = {
+                let doubt = next_doubt(&mut self.reports, session);
+                match or_closing(&mut self.closing, doubt).await {
+                    Phase::Over(doubt) => doubt,
+                    Phase::Closing(closing) => return Phase::Closing(closing),
+                }
+            };
+            let error = match doubt {
+                Doubt::Panicked(error) => return Phase::Over(error),
+                Doubt::Unreachable(error) => error,
+            };
+            warn!(session = session.number, %error, "the link is in doubt");
+            self.publish_down(LinkState::Suspended, passing(error));
+            let recovery = recovery(self.connector.as_ref(), session, self.options.connect_timeout);
+            match or_closing(&mut self.closing, recovery).await {
+                Phase::Over(Ok(())) => info!(session = session.number, "the link is back"),
+                Phase::Over(Err(error)) => return Phase::Over(error),
+                Phase::Closing(closing) => return Phase::Closing(closing),
+            }
+            if let Some(error) = self.settle_doubts(session) {
+                return Phase::Over(error);
+            }
+        }
+    }
+
+    /// Many calls may have raised the doubt that was just settled. A panic among the reports still ends the session.
+    fn settle_doubts(&mut self, session: &Session) -> Option<Error> {
+        while let Ok(report) = self.reports.try_recv() {
+            match report.doubt {
+                Doubt::Panicked(error) if report.session == session.number => return Some(error),
+                Doubt::Panicked(_) | Doubt::Unreachable(_) => {}
+            }
+        }
+        None
+    }
+
+    /// Ends what the session holds on the server.
+    async fn end(&self, session: &Session) {
+        // From here on new calls are refused.
+        self.link.send_replace(Link::Closed);
+        let limit = self.options.request_timeout;
+        let ended = timeout(limit, async {
+            self.leases.close(session).await;
+            AssertUnwindSafe(session.backend.close()).catch_unwind().await
+        })
+        .await;
+        match ended {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => warn!(%error, "the session was not ended; the server ends it by itself"),
+            Ok(Err(panic)) => warn!(panic = panic_text(&*panic), "the driver panicked while closing"),
+            Err(_) => warn!("the server did not answer in time; it ends the session by itself"),
+        }
+    }
+
+    fn publish_up(&self, session: &Session) {
+        self.link.send_replace(Link::Up(session.clone()));
+        self.status.send_modify(|status| {
+            status.link = LinkState::Up;
+            status.since = SystemTime::now();
+            status.session = session.backend.session();
+        });
+    }
+
+    fn publish_endpoint(&self, endpoint: &str) {
+        info!(endpoint, "connected");
+        self.status.send_modify(|status| endpoint.clone_into(&mut status.endpoint));
+    }
+
+    fn publish_down(&self, link: LinkState, error: Error) {
+        self.link.send_replace(Link::Down(Some(error.clone())));
+        self.status.send_modify(|status| {
+            if status.link != link {
+                status.link = link;
+                status.since = SystemTime::now();
+            }
+            status.last_error = Some(error);
+        });
+    }
+}
+
+impl Drop for Supervisor {
+    /// However the supervisor ends, even by a panic: nobody waits for a link that nobody restores.
+    fn drop(&mut self) {
+        self.link.send_replace(Link::Closed);
+        self.status.send_modify(|status| {
+            status.link = LinkState::Closed;
+            status.since = SystemTime::now();
+            status.session = None;
+        });
+    }
+}
+
+/// The error of a link that is being restored: calls wait for it, whatever brought it down.
+fn passing(error: Error) -> Error {
+    match error.is_retryable() {
+        true => error,
+        false => Error::unreachable(error.to_string()).with_source(error),
+    }
+}
+
+fn tell_opened(opened: &mut Option<oneshot::Sender<Result<()>>>, result: Result<()>) {
+    if let Some(opened) = opened.take() {
+        let _ = opened.send(result);
+    }
+}
+
+/// Goes on with `phase`, but for a wish to close.
+async fn or_closing<T>(closing: &mut mpsc::Receiver<Closing>, phase: impl Future<Output = T>) -> Phase<T> {
+    tokio::select! {
+        biased;
+        closing = closing.recv() => Phase::Closing(closing),
+        over = phase => Phase::Over(over),
+    }
+}
+
+/// One attempt to connect, bounded in time and safe from panics.
+async fn attempt(
+    connector: Arc<dyn Connector>,
+    index: usize,
+    endpoint: &str,
+    limit: Duration,
+) -> Result<Rc<dyn Backend>> {
+    match timeout(limit, AssertUnwindSafe(connector.connect(index)).catch_unwind()).await {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(panic)) => Err(Error::unreachable(format!("the driver panicked: {}", panic_text(&*panic)))),
+        Err(_) => Err(Error::unreachable(format!("{endpoint} did not answer within {limit:?} (`connect_timeout`)"))),
+    }
+}
+
+/// The next doubt about this session, from its driver or from a call.
+async fn next_doubt(reports: &mut mpsc::Receiver<Report>, session: &Session) -> Doubt {
+    let reported = async {
+        while let Some(report) = reports.recv().await {
+            if report.session == session.number {
+                return report.doubt;
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        doubt = reported => doubt,
+        noticed = AssertUnwindSafe(session.backend.disrupted()).catch_unwind() => match noticed {
+            Ok(error) => Doubt::Unreachable(error),
+            Err(panic) => Doubt::Panicked(Error::backend(format!("the driver panicked: {}", panic_text(&*panic)))),
+        },
+    }
+}
+
+/// The driver's attempt to go on with the session, bounded in time and safe from panics.
+async fn recovery(connector: &dyn Connector, session: &Session, connect_timeout: Duration) -> Result<()> {
+    let limit = connector.recover_within().unwrap_or(connect_timeout);
+    match timeout(limit, AssertUnwindSafe(session.backend.recover()).catch_unwind()).await {
+        Ok(Ok(recovered)) => recovered,
+        Ok(Err(panic)) => Err(Error::backend(format!("the driver panicked: {}", panic_text(&*panic)))),
+        Err(_) => Err(Error::unreachable(format!("the link did not come back within {limit:?}"))),
+    }
+}
