@@ -6,9 +6,13 @@ mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+#[cfg(all(test, feature = "memory"))]
+mod flaky;
 mod key;
 mod link;
 pub mod messages;
+#[cfg(all(test, feature = "memory"))]
+mod resilience_tests;
 mod runtime;
 mod store;
 mod supervisor;

@@ -83,8 +83,9 @@ impl Supervisor {
                 Phase::Over(None) => return None,
                 Phase::Closing(closing) => return closing,
             };
-            tell_opened(opened, Ok(()));
             let session = Session { backend, number };
+            self.publish_up(&session);
+            tell_opened(opened, Ok(()));
             let since = Instant::now();
             let error = match self.serve(&session).await {
                 Phase::Over(error) => error,
@@ -150,13 +151,10 @@ impl Supervisor {
     /// Serves calls with the session until it is lost.
     async fn serve(&mut self, session: &Session) -> Phase<Error> {
         loop {
-            self.publish_up(session);
-            let doubt = {
-                let doubt = next_doubt(&mut self.reports, session);
-                match or_closing(&mut self.closing, doubt).await {
-                    Phase::Over(doubt) => doubt,
-                    Phase::Closing(closing) => return Phase::Closing(closing),
-                }
+            let doubt = next_doubt(&mut self.reports, session);
+            let doubt = match or_closing(&mut self.closing, doubt).await {
+                Phase::Over(doubt) => doubt,
+                Phase::Closing(closing) => return Phase::Closing(closing),
             };
             let error = match doubt {
                 Doubt::Panicked(error) => return Phase::Over(error),
@@ -173,6 +171,7 @@ impl Supervisor {
             if let Some(error) = self.settle_doubts(session) {
                 return Phase::Over(error);
             }
+            self.publish_up(session);
         }
     }
 

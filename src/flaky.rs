@@ -1,0 +1,218 @@
+//! For tests: a memory store whose connections and calls go wrong as a script says.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use crate::backend::{self, Backend, Connector, Lease};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::types::{
+    Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// What goes wrong with a call.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// Nothing.
+    None,
+    /// It fails, without effect.
+    Fail(Error),
+    /// It takes effect, and its answer is lost.
+    LoseAnswer,
+    /// It waits for ever.
+    Hang,
+    /// It waits for [`Script::gate`].
+    Wait,
+    /// It panics.
+    Panic,
+}
+
+/// What goes wrong, and what was seen. Where a queue is empty nothing goes wrong.
+#[derive(Debug)]
+pub(crate) struct Script {
+    pub(crate) connects: Mutex<VecDeque<Fault>>,
+    pub(crate) calls: Mutex<VecDeque<Fault>>,
+    pub(crate) recovers: Mutex<VecDeque<Fault>>,
+    pub(crate) gate: Semaphore,
+    /// One for each time that the driver is to say that the link is down.
+    pub(crate) disruptions: Semaphore,
+    pub(crate) connected: Mutex<Vec<usize>>,
+    pub(crate) called: AtomicUsize,
+    pub(crate) running: AtomicUsize,
+    pub(crate) most_running: AtomicUsize,
+    pub(crate) closed: Semaphore,
+}
+
+impl Script {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Script {
+            connects: Mutex::default(),
+            calls: Mutex::default(),
+            recovers: Mutex::default(),
+            gate: Semaphore::new(0),
+            disruptions: Semaphore::new(0),
+            connected: Mutex::default(),
+            called: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            most_running: AtomicUsize::new(0),
+            closed: Semaphore::new(0),
+        })
+    }
+
+    pub(crate) fn connects(self: &Arc<Self>, faults: impl IntoIterator<Item = Fault>) -> Arc<Self> {
+        self.connects.lock().unwrap().extend(faults);
+        self.clone()
+    }
+
+    pub(crate) fn calls(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.calls.lock().unwrap().extend(faults);
+    }
+
+    pub(crate) fn recovers(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.recovers.lock().unwrap().extend(faults);
+    }
+
+    pub(crate) fn called(&self) -> usize {
+        self.called.load(SeqCst)
+    }
+
+    /// The connector that follows this script.
+    pub(crate) fn connector(self: &Arc<Self>, endpoints: usize) -> FlakyConnector {
+        let name = format!("memory://flaky-{:p}", Arc::as_ptr(self));
+        let memory = backend::connector(&Config::from_url(&name).unwrap()).unwrap();
+        FlakyConnector { script: self.clone(), endpoints, memory }
+    }
+
+    async fn play<T>(&self, faults: &Mutex<VecDeque<Fault>>, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let fault = faults.lock().unwrap().pop_front().unwrap_or(Fault::None);
+        match fault {
+            Fault::None => call.await,
+            Fault::Fail(error) => Err(error),
+            Fault::LoseAnswer => {
+                call.await?;
+                Err(Error::indeterminate("the answer was lost"))
+            }
+            Fault::Hang => std::future::pending().await,
+            Fault::Wait => {
+                self.gate.acquire().await.unwrap().forget();
+                call.await
+            }
+            Fault::Panic => panic!("as the script says"),
+        }
+    }
+}
+
+/// Counts a call that is running, for as long as it lives.
+struct Running<'s>(&'s Script);
+
+impl<'s> Running<'s> {
+    fn new(script: &'s Script) -> Self {
+        let running = script.running.fetch_add(1, SeqCst) + 1;
+        script.most_running.fetch_max(running, SeqCst);
+        script.called.fetch_add(1, SeqCst);
+        Running(script)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, SeqCst);
+    }
+}
+
+pub(crate) struct FlakyConnector {
+    script: Arc<Script>,
+    endpoints: usize,
+    memory: Arc<dyn Connector>,
+}
+
+#[async_trait(?Send)]
+impl Connector for FlakyConnector {
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        (0..self.endpoints).map(|index| format!("server-{index}")).collect()
+    }
+
+    async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>> {
+        self.script.connected.lock().unwrap().push(index);
+        let memory = self.script.play(&self.script.connects, self.memory.connect(0)).await?;
+        Ok(Rc::new(Flaky { script: self.script.clone(), memory }))
+    }
+}
+
+struct Flaky {
+    script: Arc<Script>,
+    memory: Rc<dyn Backend>,
+}
+
+impl Flaky {
+    async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let _running = Running::new(&self.script);
+        self.script.play(&self.script.calls, call).await
+    }
+}
+
+#[async_trait(?Send)]
+impl Backend for Flaky {
+    async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
+        self.call(self.memory.get(key, consistency)).await
+    }
+    async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool> {
+        self.call(self.memory.exists(key, consistency)).await
+    }
+    async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
+        self.call(self.memory.put(key, value)).await
+    }
+    async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
+        self.call(self.memory.put_leased(key, value, ttl)).await
+    }
+    async fn renew(&self, lease: &Lease) -> Result<()> {
+        self.call(self.memory.renew(lease)).await
+    }
+    async fn expire(&self, lease: &Lease) -> Result<()> {
+        self.call(self.memory.expire(lease)).await
+    }
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.call(self.memory.delete(key)).await
+    }
+    async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+        self.call(self.memory.list(dir, options)).await
+    }
+    async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+        self.call(self.memory.list_keys(dir, options)).await
+    }
+    async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
+        self.call(self.memory.delete_tree(dir)).await
+    }
+    async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
+        self.call(self.memory.atomic_put(key, value, expected)).await
+    }
+    async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
+        self.call(self.memory.atomic_delete(key, version)).await
+    }
+    async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+        self.call(self.memory.txn(checks, operations)).await
+    }
+    async fn disrupted(&self) -> Error {
+        self.script.disruptions.acquire().await.unwrap().forget();
+        Error::unreachable("disrupted, as the script says")
+    }
+    async fn recover(&self) -> Result<()> {
+        self.script.play(&self.script.recovers, std::future::ready(Ok(()))).await
+    }
+    async fn close(&self) -> Result<()> {
+        self.script.closed.add_permits(1);
+        self.memory.close().await
+    }
+}
