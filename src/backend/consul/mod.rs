@@ -1,1 +1,383 @@
-//! The consul driver.
+//! Consul, by its HTTP API.
+//!
+//! What a reader of the server's data should know:
+//! - The flags of keys that kvactor writes are random. They make each write a change; see [`codec::nonce`].
+//! - A key with a TTL is held by a session named `kvactor-ttl` that deletes it at its end. Sessions with other names
+//!   are locks to this driver, which leaves them alone.
+//! - Values of more than 378 KiB don't fit into Consul's transactions. Alone they are written in another way, with one more
+//!   request; in a transaction they are refused.
+
+mod codec;
+mod http;
+mod list;
+mod write;
+
+use crate::backend::{Backend, Connector, Lease};
+use crate::config::{Config, Endpoint};
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key, Namespace};
+use crate::types::{
+    BackendKind, Capabilities, Check, Condition, Consistency, Expected, KvPair, ListOptions, Operation,
+    OperationResult, Page, TxnOutcome, Version,
+};
+use async_trait::async_trait;
+use awc::http::StatusCode;
+use awc::http::header::HeaderValue;
+use bytes::Bytes;
+use codec::{CreatedSession, NewSession, Op, encode_path};
+use http::{Effect, Http, Request, Settings, Transaction, freshness};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use write::{Mode, Outcome, Placed};
+
+/// Consul's own limit for a value (`kv_max_value_size`).
+const MAX_VALUE_SIZE: usize = 512 * 1024;
+/// Consul's bounds for the TTL of a session.
+const MIN_SESSION_TTL: Duration = Duration::from_secs(10);
+const MAX_SESSION_TTL: Duration = Duration::from_secs(86400);
+/// Consul ends a session that isn't renewed for this many times its TTL.
+const SESSION_TTL_MULTIPLIER: u32 = 2;
+
+/// The connector for the Consul agents of `config`, each of which is an endpoint.
+pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
+    if config.endpoints.is_empty() {
+        return Err(Error::invalid_config("endpoints", "Consul needs the address of an agent, such as 127.0.0.1:8500"));
+    }
+    if config.options.datacenter.as_deref() == Some("") {
+        return Err(Error::invalid_config("datacenter", "it is empty; leave it out for the agent's own"));
+    }
+    let settings = Settings {
+        connect_timeout: config.options.connect_timeout,
+        token: token(config)?,
+        datacenter: config.options.datacenter.clone(),
+        #[cfg(feature = "tls")]
+        tls: tls(config)?,
+    };
+    #[cfg(not(feature = "tls"))]
+    if config.tls.is_some() {
+        return Err(Error::unsupported("TLS needs the crate feature `tls`, which this build doesn't have"));
+    }
+    Ok(Arc::new(ConsulConnector { endpoints: config.endpoints.clone(), namespace: config.namespace.clone(), settings }))
+}
+
+/// The ACL token, as the header's value.
+fn token(config: &Config) -> Result<Option<HeaderValue>> {
+    let wrong = |reason: &str| Err(Error::invalid_config("credentials", reason));
+    let Some(credentials) = &config.credentials else { return Ok(None) };
+    if credentials.password.is_empty() {
+        return wrong("Consul knows no users; give the token as the password, as in consul://:token@host");
+    }
+    match HeaderValue::from_str(&credentials.password) {
+        Ok(mut token) => {
+            token.set_sensitive(true);
+            Ok(Some(token))
+        }
+        Err(_) => wrong("the token has characters that no Consul token has"),
+    }
+}
+
+#[cfg(feature = "tls")]
+fn tls(config: &Config) -> Result<Option<Arc<rustls::ClientConfig>>> {
+    config.tls.as_ref().map(|tls| crate::tls::client_config(tls).map(Arc::new)).transpose()
+}
+
+struct ConsulConnector {
+    endpoints: Vec<Endpoint>,
+    namespace: Namespace,
+    settings: Settings,
+}
+
+#[async_trait(?Send)]
+impl Connector for ConsulConnector {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            max_value_size: MAX_VALUE_SIZE,
+            min_ttl: Duration::from_secs(1),
+            max_ttl: SESSION_TTL_MULTIPLIER * (MAX_SESSION_TTL - Duration::from_secs(1)),
+            ..Capabilities::new(BackendKind::Consul)
+        }
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        self.endpoints.iter().map(ToString::to_string).collect()
+    }
+
+    async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>> {
+        let endpoint =
+            self.endpoints.get(index).ok_or_else(|| Error::backend(format!("there is no endpoint {index}")))?;
+        let consul = Consul { http: Http::new(endpoint, &self.settings), namespace: self.namespace.clone() };
+        consul.probe().await?;
+        Ok(Rc::new(consul))
+    }
+}
+
+/// A session with one agent, which is but a pool of connections: all state is on the servers.
+struct Consul {
+    http: Http,
+    namespace: Namespace,
+}
+
+fn version(index: u64) -> Version {
+    Version::new(BackendKind::Consul, index)
+}
+
+/// The index to compare with the server's.
+fn index(version: &Version) -> Result<u64> {
+    match (version.backend(), version.index()) {
+        // 0 would mean absence; no key has it, nor the index that takes its place.
+        (BackendKind::Consul, 0) => Ok(u64::MAX),
+        (BackendKind::Consul, index) => Ok(index),
+        (other, _) => Err(Error::unsupported(format!("a version of {other} means nothing to Consul"))),
+    }
+}
+
+/// The TTL of the session behind a TTL of `ttl`, in whole seconds: the server waits for twice as long, one second is to spare.
+fn session_ttl(ttl: Duration) -> Duration {
+    let half = (ttl / SESSION_TTL_MULTIPLIER).as_millis().div_ceil(1000);
+    let seconds = u64::try_from(half).unwrap_or(u64::MAX).saturating_add(1);
+    Duration::from_secs(seconds).clamp(MIN_SESSION_TTL, MAX_SESSION_TTL)
+}
+
+impl Consul {
+    /// Proves that a Consul agent answers, that its servers have a leader, and that they know the token.
+    async fn probe(&self) -> Result<()> {
+        let answer = self.http.expect_ok(Request::get("status/leader", "")).await.map_err(unreachable)?;
+        let leader: String = self.http.json(&answer)?;
+        if leader.is_empty() {
+            return Err(Error::unreachable(format!("{} knows of no leader among its servers", self.http.name())));
+        }
+        match self.http.has_token() {
+            true => self.probe_token().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Fails if the servers don't know the token. Any other answer is as good as a yes: 401 says that access isn't controlled,
+    /// older servers don't know the request.
+    async fn probe_token(&self) -> Result<()> {
+        let answer = self.http.send(Request::get("acl/token/self", "")).await?;
+        match answer.status {
+            StatusCode::FORBIDDEN => Err(self.http.failure(&answer)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is such a key: a transaction that fails if there is, and that carries no value.
+    async fn is_there(&self, key: &Key, consistency: Consistency) -> Result<bool> {
+        let path = self.namespace.path(key);
+        match self.http.txn(&[Op::CheckNotExists { path: &path }], consistency).await? {
+            Transaction::Applied(_) => Ok(false),
+            Transaction::Refused(_) => Ok(true),
+            Transaction::TooLarge(said) => Err(Error::backend(said)),
+        }
+    }
+
+    /// Why a key didn't have the version that was expected.
+    async fn mismatch(&self, key: &Key) -> Error {
+        match self.is_there(key, Consistency::Linearizable).await {
+            Ok(true) => Error::key_modified(key),
+            Ok(false) => Error::key_not_found(key),
+            Err(error) => error,
+        }
+    }
+
+    /// What the puts among `operations` wrote, from the entries of the answer to `ops`.
+    fn placed(&self, ops: &[Op<'_>], body: &Bytes) -> Result<Vec<Placed>> {
+        let mut entries = self.http.entries(body, Effect::Write)?;
+        let mut placed = Vec::new();
+        for op in ops.iter().filter(|op| op.is_answered()) {
+            let entry = entries.next().ok_or_else(|| self.too_few_results())?;
+            if matches!(op, Op::Set { .. }) {
+                placed.push(Placed::from(&entry));
+            }
+        }
+        Ok(placed)
+    }
+
+    /// The results of a transaction that was applied, its puts made permanent.
+    async fn settle_all(&self, operations: &[Operation], placed: Vec<Placed>) -> Result<Vec<OperationResult>> {
+        let mut placed = placed.into_iter();
+        let mut results = Vec::with_capacity(operations.len());
+        for operation in operations {
+            results.push(match operation {
+                Operation::Delete { .. } => OperationResult::Deleted,
+                Operation::Put { key, value } => {
+                    let placed = placed.next().ok_or_else(|| self.too_few_results())?;
+                    OperationResult::Put(self.settle(key, value, placed).await?)
+                }
+            });
+        }
+        Ok(results)
+    }
+}
+
+/// A failure of the probe: there may be other agents, or this one will come to itself.
+fn unreachable(error: Error) -> Error {
+    match error {
+        Error::Backend { reason, source } => Error::Unreachable { reason, source },
+        error => error,
+    }
+}
+
+/// The operation of Consul's that makes sure of a condition.
+fn check_op<'a>(path: &'a str, condition: &Condition) -> Result<Op<'a>> {
+    Ok(match condition {
+        Condition::Exists => Op::Get { path },
+        Condition::Absent => Op::CheckNotExists { path },
+        Condition::Version(version) => Op::CheckIndex { path, index: index(version)? },
+    })
+}
+
+fn write_op<'a>(path: &'a str, operation: &'a Operation) -> Op<'a> {
+    match operation {
+        Operation::Put { value, .. } => Op::Set { path, value },
+        Operation::Delete { .. } => Op::Delete { path },
+    }
+}
+
+#[async_trait(?Send)]
+impl Backend for Consul {
+    async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
+        let path = format!("kv/{}", encode_path(&self.namespace.path(key)));
+        // Where one key is asked for, the index of the answer is the key's own, also with other keys changing.
+        let query = format!("raw&{}", freshness(consistency));
+        match self.http.read_keys(&path, query).await? {
+            Some((answer, index)) => Ok(KvPair { key: key.clone(), value: answer.body, version: version(index) }),
+            None => Err(Error::key_not_found(key)),
+        }
+    }
+
+    async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool> {
+        self.is_there(key, consistency).await
+    }
+
+    async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
+        match self.write(key, value, Mode::Set).await? {
+            Outcome::Written(placed) => self.settle(key, value, placed).await,
+            Outcome::Refused(refusals) => Err(Error::backend(format!("Consul refused a plain write: {refusals:?}"))),
+        }
+    }
+
+    async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
+        let ttl = session_ttl(ttl);
+        let body = serde_json::to_vec(&NewSession::ttl(ttl))
+            .map_err(|error| Error::backend("a session could not be written as JSON").with_source(error))?;
+        // A session whose answer is lost holds nothing, and ends by itself.
+        let answer = self.http.expect_ok(Request::put("session/create", body, Effect::Repeatable)).await?;
+        let CreatedSession { id } = self.http.json(&answer)?;
+        match self.write_held(key, value, &id).await {
+            Ok(version) => {
+                let outlives_process_by = SESSION_TTL_MULTIPLIER * ttl;
+                Ok((version, Lease { key: key.clone(), version, id, renew_within: ttl, outlives_process_by }))
+            }
+            Err(error) => {
+                // If this fails too, the session ends by itself.
+                let _ = self.destroy(&id).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<()> {
+        let path = format!("session/renew/{}", codec::encode(&lease.id));
+        let answer = self.http.send(Request::put(path, Bytes::new(), Effect::Repeatable)).await?;
+        match answer.status {
+            StatusCode::OK => Ok(()),
+            StatusCode::NOT_FOUND => Err(Error::key_not_found(&lease.key)),
+            _ => Err(self.http.failure(&answer)),
+        }
+    }
+
+    /// Ends the session, which deletes the key if it still holds it. A plain write by a program other than kvactor leaves the
+    /// key with the session, as everywhere in Consul.
+    async fn expire(&self, lease: &Lease) -> Result<()> {
+        self.destroy(&lease.id).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        let path = self.namespace.path(key);
+        // A delete alone succeeds also where there is nothing.
+        let ops = [Op::Get { path: &path }, Op::Delete { path: &path }];
+        match self.http.txn(&ops, Consistency::Linearizable).await? {
+            Transaction::Applied(_) => Ok(()),
+            Transaction::Refused(_) => Err(Error::key_not_found(key)),
+            Transaction::TooLarge(said) => Err(Error::backend(said)),
+        }
+    }
+
+    async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+        self.pairs(dir, options).await
+    }
+
+    async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+        self.keys(dir, options).await
+    }
+
+    async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
+        let prefix = self.namespace.prefix(dir);
+        let ops = [Op::GetTree { prefix: &prefix }, Op::DeleteTree { prefix: &prefix }];
+        let body = match self.http.txn(&ops, Consistency::Linearizable).await? {
+            Transaction::Applied(body) => body,
+            Transaction::Refused(refusals) => {
+                return Err(Error::backend(format!("Consul refused to delete a directory: {refusals:?}")));
+            }
+            Transaction::TooLarge(said) => return Err(Error::backend(said)),
+        };
+        let entries = self.http.entries(&body, Effect::Write)?;
+        let deleted = entries.filter(|entry| self.namespace.key(&entry.path).is_some()).count();
+        if deleted == 0 {
+            self.require(dir, &ListOptions::default()).await?;
+        }
+        Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
+    }
+
+    async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
+        let mode = match expected {
+            Expected::Absent => Mode::Cas(0),
+            Expected::Version(version) => Mode::Cas(index(version)?),
+        };
+        match (self.write(key, value, mode).await?, expected) {
+            (Outcome::Written(placed), _) => self.settle(key, value, placed).await,
+            (Outcome::Refused(_), Expected::Absent) => Err(Error::key_exists(key)),
+            (Outcome::Refused(_), Expected::Version(_)) => Err(self.mismatch(key).await),
+        }
+    }
+
+    async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
+        let path = self.namespace.path(key);
+        // `delete-cas` succeeds also where there is nothing.
+        let ops = [Op::CheckIndex { path: &path, index: index(version)? }, Op::Delete { path: &path }];
+        match self.http.txn(&ops, Consistency::Linearizable).await? {
+            Transaction::Applied(_) => Ok(()),
+            Transaction::Refused(_) => Err(self.mismatch(key).await),
+            Transaction::TooLarge(said) => Err(Error::backend(said)),
+        }
+    }
+
+    async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+        let keys = checks.iter().map(|check| &check.key).chain(operations.iter().map(Operation::key));
+        let paths: Vec<_> = keys.map(|key| self.namespace.path(key)).collect();
+        let (check_paths, write_paths) = paths.split_at(checks.len());
+        let checks_ops = check_paths.iter().zip(checks).map(|(path, check)| check_op(path, &check.condition));
+        let write_ops = write_paths.iter().zip(operations).map(|(path, operation)| Ok(write_op(path, operation)));
+        let ops: Vec<_> = checks_ops.chain(write_ops).collect::<Result<_>>()?;
+        match self.http.txn(&ops, Consistency::Linearizable).await? {
+            Transaction::Applied(body) => {
+                let placed = self.placed(&ops, &body)?;
+                self.settle_all(operations, placed).await.map(TxnOutcome::Committed)
+            }
+            Transaction::Refused(refusals) => {
+                match refusals.iter().map(|refusal| refusal.op_index).filter(|index| *index < checks.len()).min() {
+                    Some(index) => Ok(TxnOutcome::CheckFailed { index }),
+                    None => Err(Error::backend(format!("Consul refused a transaction: {refusals:?}"))),
+                }
+            }
+            Transaction::TooLarge(said) => Err(Error::unsupported(format!("Consul refused a transaction: {said}"))),
+        }
+    }
+
+    async fn recover(&self) -> Result<()> {
+        self.probe().await
+    }
+}

@@ -1,0 +1,384 @@
+//! What goes over the wire: paths, the operations of a transaction, and the server's answers.
+
+use base64::Engine as _;
+use base64::display::Base64Display;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use std::borrow::Cow;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+/// All but what RFC 3986 calls unreserved.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// A key's slashes part its segments in the URL too.
+const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
+
+/// The largest body of a transaction that an agent takes by default (`txn_max_req_len`).
+pub(super) const MAX_TXN_BODY: usize = 512 * 1024;
+
+/// Values up to this size fit into a transaction that writes one, whatever the key: base64 makes four bytes of three, and
+/// 8 KiB are enough for the JSON around the value and two of the longest paths with every byte escaped.
+pub(super) const MAX_TXN_VALUE: usize = (MAX_TXN_BODY - 8192) / 4 * 3;
+
+/// `text` as a part of a query.
+pub(super) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, ENCODED).to_string()
+}
+
+/// `path` as a part of a URL's path.
+pub(super) fn encode_path(path: &str) -> String {
+    utf8_percent_encode(path, ENCODED_IN_PATH).to_string()
+}
+
+/// A number that no other write has, for the write's flags.
+///
+/// It makes every write a change: Consul leaves a key as it is, version included, when it is written with what it holds
+/// already, and two writers of the same bytes could then both win with `atomic_put`. It is also how a write whose answer
+/// doesn't carry the version is found again.
+pub(super) fn nonce() -> u64 {
+    // Each `RandomState` has keys of its own, seeded by the system: the cheapest randomness in `std`.
+    RandomState::new().build_hasher().finish()
+}
+
+/// One operation of a transaction, on a path of the server.
+#[derive(Clone, Debug)]
+pub(super) enum Op<'a> {
+    /// Writes.
+    Set { path: &'a str, value: &'a Bytes },
+    /// Writes if the version is `index`; creates if that is 0.
+    Cas { path: &'a str, value: &'a Bytes, index: u64 },
+    /// Writes and lets `session` hold the key, which nobody else may hold.
+    Lock { path: &'a str, value: &'a Bytes, session: &'a str },
+    /// Writes and lets go of the key, which `session` must hold.
+    Unlock { path: &'a str, value: &'a Bytes, session: &'a str },
+    /// Reads; fails if there is nothing.
+    Get { path: &'a str },
+    /// Fails if there is something.
+    CheckNotExists { path: &'a str },
+    /// Fails if the version is another.
+    CheckIndex { path: &'a str, index: u64 },
+    /// Fails if another session holds the key, or none.
+    CheckSession { path: &'a str, session: &'a str },
+    /// Deletes, if there is something.
+    Delete { path: &'a str },
+    /// Reads everything whose path starts so.
+    GetTree { prefix: &'a str },
+    /// Deletes everything whose path starts so.
+    DeleteTree { prefix: &'a str },
+}
+
+impl<'a> Op<'a> {
+    fn verb(&self) -> &'static str {
+        match self {
+            Op::Set { .. } => "set",
+            Op::Cas { .. } => "cas",
+            Op::Lock { .. } => "lock",
+            Op::Unlock { .. } => "unlock",
+            Op::Get { .. } => "get",
+            Op::CheckNotExists { .. } => "check-not-exists",
+            Op::CheckIndex { .. } => "check-index",
+            Op::CheckSession { .. } => "check-session",
+            Op::Delete { .. } => "delete",
+            Op::GetTree { .. } => "get-tree",
+            Op::DeleteTree { .. } => "delete-tree",
+        }
+    }
+
+    fn path(&self) -> &'a str {
+        match self {
+            Op::Set { path, .. }
+            | Op::Cas { path, .. }
+            | Op::Lock { path, .. }
+            | Op::Unlock { path, .. }
+            | Op::Get { path }
+            | Op::CheckNotExists { path }
+            | Op::CheckIndex { path, .. }
+            | Op::CheckSession { path, .. }
+            | Op::Delete { path } => path,
+            Op::GetTree { prefix } | Op::DeleteTree { prefix } => prefix,
+        }
+    }
+
+    fn value(&self) -> Option<&'a Bytes> {
+        match self {
+            Op::Set { value, .. } | Op::Cas { value, .. } | Op::Lock { value, .. } | Op::Unlock { value, .. } => {
+                Some(value)
+            }
+            _ => None,
+        }
+    }
+
+    fn session(&self) -> Option<&'a str> {
+        match self {
+            Op::Lock { session, .. } | Op::Unlock { session, .. } | Op::CheckSession { session, .. } => Some(session),
+            _ => None,
+        }
+    }
+
+    fn index(&self) -> Option<u64> {
+        match self {
+            Op::Cas { index, .. } | Op::CheckIndex { index, .. } => Some(*index),
+            _ => None,
+        }
+    }
+
+    /// Whether the operation changes the store. The server answers transactions without such operations as reads.
+    pub(super) fn is_write(&self) -> bool {
+        self.value().is_some() || matches!(self, Op::Delete { .. } | Op::DeleteTree { .. })
+    }
+
+    /// Whether the answer has exactly one entry for this operation. The others have none, but for `get-tree`, which has one
+    /// for each key.
+    pub(super) fn is_answered(&self) -> bool {
+        !matches!(self, Op::CheckNotExists { .. } | Op::Delete { .. } | Op::DeleteTree { .. } | Op::GetTree { .. })
+    }
+}
+
+impl Serialize for Op<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut outer = serializer.serialize_map(Some(1))?;
+        outer.serialize_entry("KV", &Fields(self))?;
+        outer.end()
+    }
+}
+
+/// The fields of an operation, without the `KV` around them.
+struct Fields<'o, 'a>(&'o Op<'a>);
+
+impl Serialize for Fields<'_, '_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_map(None)?;
+        fields.serialize_entry("Verb", self.0.verb())?;
+        fields.serialize_entry("Key", self.0.path())?;
+        if let Some(value) = self.0.value() {
+            fields.serialize_entry("Value", &Base64(value))?;
+            fields.serialize_entry("Flags", &nonce())?;
+        }
+        if let Some(index) = self.0.index() {
+            fields.serialize_entry("Index", &index)?;
+        }
+        if let Some(session) = self.0.session() {
+            fields.serialize_entry("Session", session)?;
+        }
+        fields.end()
+    }
+}
+
+/// Bytes that are written as base64.
+struct Base64<'a>(&'a [u8]);
+
+impl Serialize for Base64<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Base64Display::new(self.0, &STANDARD))
+    }
+}
+
+/// The body of a request for a session that makes keys go away.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct NewSession {
+    name: &'static str,
+    behavior: &'static str,
+    #[serde(rename = "TTL")]
+    ttl: String,
+    /// Nobody waits after the end of a TTL; the default would keep the key from being locked for 15 s.
+    lock_delay: &'static str,
+    /// No checks, so that the session lives by its TTL alone and not by the agent's health. Newer servers read the second.
+    checks: [&'static str; 0],
+    node_checks: [&'static str; 0],
+}
+
+/// The name of the sessions that stand for a TTL, and by which any kvactor store tells them from locks.
+pub(super) const TTL_SESSION: &str = "kvactor-ttl";
+
+impl NewSession {
+    /// A session that the server keeps for `ttl`, whole seconds, after it was last renewed.
+    pub(super) fn ttl(ttl: Duration) -> Self {
+        NewSession {
+            name: TTL_SESSION,
+            behavior: "delete",
+            ttl: format!("{}s", ttl.as_secs()),
+            lock_delay: "0s",
+            checks: [],
+            node_checks: [],
+        }
+    }
+}
+
+/// The answer to a request for a session.
+#[derive(Deserialize)]
+pub(super) struct CreatedSession {
+    #[serde(rename = "ID")]
+    pub(super) id: String,
+}
+
+/// What matters of a session.
+#[derive(Deserialize)]
+pub(super) struct SessionInfo<'a> {
+    #[serde(rename = "Name", borrow)]
+    pub(super) name: Cow<'a, str>,
+}
+
+/// Text within an `Option`, borrowed where it has no escapes: serde borrows a `Cow` only where it is a field itself.
+#[derive(Deserialize)]
+pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
+
+/// A key as the server shows it, without its value.
+#[derive(Deserialize)]
+pub(super) struct Meta<'a> {
+    #[serde(rename = "Key", borrow)]
+    pub(super) path: Cow<'a, str>,
+    #[serde(rename = "Flags")]
+    pub(super) flags: u64,
+    #[serde(rename = "ModifyIndex")]
+    pub(super) index: u64,
+    #[serde(rename = "Session", default, borrow)]
+    pub(super) session: Option<Text<'a>>,
+}
+
+/// A key as the server shows it, with its value still in base64: much of a list may be left out.
+#[derive(Deserialize)]
+pub(super) struct Entry<'a> {
+    #[serde(rename = "Key", borrow)]
+    pub(super) path: Cow<'a, str>,
+    #[serde(rename = "ModifyIndex")]
+    pub(super) index: u64,
+    #[serde(rename = "Value", default, borrow)]
+    value: Option<Text<'a>>,
+}
+
+impl Entry<'_> {
+    /// The value; the empty one is written as null.
+    pub(super) fn value(&self) -> Result<Bytes, base64::DecodeError> {
+        match &self.value {
+            Some(Text(base64)) => STANDARD.decode(base64.as_ref()).map(Bytes::from),
+            None => Ok(Bytes::new()),
+        }
+    }
+}
+
+/// The answer to a transaction that was applied.
+#[derive(Deserialize)]
+pub(super) struct Applied<'a> {
+    /// Null where there is no result.
+    #[serde(rename = "Results", borrow)]
+    results: Option<Vec<AppliedOp<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct AppliedOp<'a> {
+    #[serde(rename = "KV", borrow)]
+    meta: Meta<'a>,
+}
+
+impl<'a> Applied<'a> {
+    /// The entries, in the operations' order.
+    pub(super) fn entries(self) -> impl Iterator<Item = Meta<'a>> {
+        self.results.into_iter().flatten().map(|op| op.meta)
+    }
+}
+
+/// The answer to a transaction that was not applied.
+#[derive(Deserialize)]
+pub(super) struct Refused {
+    /// Why, in the operations' order; never empty.
+    #[serde(rename = "Errors")]
+    pub(super) errors: Vec<Refusal>,
+}
+
+/// What was wrong with one operation.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Refusal {
+    /// The operation's position.
+    pub(super) op_index: usize,
+    /// The server's words.
+    pub(super) what: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn paths_survive_the_url() {
+        assert_eq!(encode_path("a b/c?d#e%f+g&h"), "a%20b/c%3Fd%23e%25f%2Bg%26h");
+        assert_eq!(encode_path("é/~x-y_z.0"), "%C3%A9/~x-y_z.0");
+        assert_eq!(encode("a/b"), "a%2Fb");
+    }
+
+    #[test]
+    fn operations_carry_what_they_need() {
+        let value = Bytes::from_static(b"x");
+        let json = |op: Op<'_>| serde_json::to_value(op).unwrap()["KV"].clone();
+        let set = json(Op::Set { path: "a", value: &value });
+        assert_eq!((&set["Verb"], &set["Key"], &set["Value"]), (&"set".into(), &"a".into(), &"eA==".into()));
+        assert!(set["Flags"].is_u64() && set.get("Index").is_none() && set.get("Session").is_none());
+        let cas = json(Op::Cas { path: "a", value: &value, index: 7 });
+        assert_eq!((&cas["Verb"], &cas["Index"]), (&"cas".into(), &7.into()));
+        let unlock = json(Op::Unlock { path: "a", value: &value, session: "s" });
+        assert_eq!((&unlock["Verb"], &unlock["Session"]), (&"unlock".into(), &"s".into()));
+        assert_eq!(json(Op::Get { path: "a" }), serde_json::json!({ "Verb": "get", "Key": "a" }));
+    }
+
+    #[test]
+    fn no_two_writes_are_alike() {
+        let nonces: std::collections::HashSet<_> = (0..1000).map(|_| nonce()).collect();
+        assert_eq!(nonces.len(), 1000);
+    }
+
+    #[test]
+    fn the_largest_value_of_a_txn_fits() {
+        let (path, value) = ("\"".repeat(1025), Bytes::from(vec![0; MAX_TXN_VALUE]));
+        let ops = [
+            Op::CheckIndex { path: &path, index: u64::MAX },
+            Op::Unlock { path: &path, value: &value, session: "00000000-0000-0000-0000-000000000000" },
+        ];
+        let size = serde_json::to_vec(&ops).unwrap().len();
+        assert!(size <= MAX_TXN_BODY && size > MAX_TXN_BODY - 8192, "{size}");
+    }
+
+    #[test]
+    fn an_empty_value_is_null() {
+        let list = r#"[{"Key":"a","ModifyIndex":3,"Value":null},{"Key":"b\u0026","ModifyIndex":4,"Value":"AP8="}]"#;
+        let entries: Vec<Entry<'_>> = serde_json::from_str(list).unwrap();
+        assert_eq!(entries[0].value().unwrap(), "");
+        assert_eq!((entries[1].path.as_ref(), entries[1].index), ("b&", 4));
+        assert_eq!(entries[1].value().unwrap(), &[0, 255][..]);
+    }
+
+    #[test]
+    fn answers_to_transactions() {
+        let json = r#"{"Results":[{"KV":{"LockIndex":0,"Key":"L","Flags":5,"Value":null,"Session":"s","CreateIndex":48,
+            "ModifyIndex":51}},{"KV":{"LockIndex":0,"Key":"m","Flags":0,"Value":"eA==","CreateIndex":1,"ModifyIndex":2}}],
+            "Errors":null}"#;
+        let metas: Vec<_> = serde_json::from_str::<Applied<'_>>(json).unwrap().entries().collect();
+        assert_eq!((metas[0].flags, metas[0].index), (5, 51));
+        assert_eq!(metas[0].session.as_ref().map(|session| session.0.as_ref()), Some("s"));
+        assert!(metas[1].session.is_none());
+        assert_eq!(serde_json::from_str::<Applied<'_>>(r#"{"Results":null}"#).unwrap().entries().count(), 0);
+        let refused: Refused =
+            serde_json::from_str(r#"{"Results":null,"Errors":[{"OpIndex":1,"What":"no"}]}"#).unwrap();
+        assert_eq!(refused.errors, [Refusal { op_index: 1, what: "no".into() }]);
+    }
+
+    proptest! {
+        #[test]
+        fn values_come_back_exactly(value in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let json = serde_json::to_string(&Base64(&value)).unwrap();
+            let entry = format!(r#"{{"Key":"a","ModifyIndex":1,"Value":{json}}}"#);
+            prop_assert_eq!(serde_json::from_str::<Entry<'_>>(&entry).unwrap().value().unwrap(), value);
+        }
+
+        #[test]
+        fn no_answer_makes_it_panic(body in any::<Vec<u8>>()) {
+            let _ = serde_json::from_slice::<Applied<'_>>(&body);
+            let _ = serde_json::from_slice::<Vec<Entry<'_>>>(&body);
+            let _ = serde_json::from_slice::<Refused>(&body);
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! Requests to one agent and what their answers mean.
+
+use super::codec::{Applied, MAX_TXN_BODY, Meta, Op, Refusal, Refused};
+use crate::config::Endpoint;
+use crate::error::{Error, Result};
+use crate::types::Consistency;
+use awc::error::{ConnectError, PayloadError, SendRequestError};
+use awc::http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
+use awc::http::{Method, StatusCode};
+use awc::{Client, ClientResponse};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use std::time::Duration;
+
+/// Connections to the agent, which takes 200 per client address by default; other stores and processes want some too.
+const MAX_CONNECTIONS: usize = 128;
+/// How long an unused connection is kept. The agent itself never closes one.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// How long a connection is used, so that a change of the agent's address is followed some time.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(3600);
+/// The most memory that is set aside for an answer before it has arrived.
+const MAX_PREALLOCATION: usize = 1024 * 1024;
+
+const TOKEN: &str = "X-Consul-Token";
+const INDEX: &str = "X-Consul-Index";
+
+/// What all sessions with an agent have in common.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) connect_timeout: Duration,
+    pub(super) token: Option<HeaderValue>,
+    pub(super) datacenter: Option<String>,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<std::sync::Arc<rustls::ClientConfig>>,
+}
+
+/// The way to one agent: a client with a pool of connections.
+pub(super) struct Http {
+    client: Client,
+    /// `http://host:port/v1`
+    base: String,
+    /// What people know the agent by.
+    name: String,
+    token: Option<HeaderValue>,
+    /// `dc=name`, or empty.
+    datacenter: String,
+}
+
+/// Whether it matters if a request whose answer is lost was carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// It has no effect, or may be repeated: [`Error::Unreachable`].
+    Repeatable,
+    /// It writes: [`Error::Indeterminate`].
+    Write,
+}
+
+/// A request: the path below `/v1/` with its query, if any.
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) query: String,
+    pub(super) body: Bytes,
+    pub(super) effect: Effect,
+}
+
+impl Request {
+    pub(super) fn get(path: impl Into<String>, query: impl Into<String>) -> Self {
+        let (path, query) = (path.into(), query.into());
+        Request { method: Method::GET, path, query, body: Bytes::new(), effect: Effect::Repeatable }
+    }
+
+    pub(super) fn put(path: impl Into<String>, body: impl Into<Bytes>, effect: Effect) -> Self {
+        let (path, body) = (path.into(), body.into());
+        Request { method: Method::PUT, path, query: String::new(), body, effect }
+    }
+}
+
+/// An answer, whatever its status.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    /// `X-Consul-Index`, which the agent sends with each answer to a read of keys.
+    pub(super) index: Option<u64>,
+    pub(super) body: Bytes,
+    pub(super) effect: Effect,
+}
+
+/// What became of a transaction.
+pub(super) enum Transaction {
+    /// All of it was applied.
+    Applied(Bytes),
+    /// An operation failed, nothing was applied.
+    Refused(Vec<Refusal>),
+    /// The agent takes no transaction of this size; nothing was applied. The server's words.
+    TooLarge(String),
+}
+
+impl Http {
+    pub(super) fn new(endpoint: &Endpoint, settings: &Settings) -> Self {
+        let connector = awc::Connector::new()
+            .timeout(settings.connect_timeout)
+            .handshake_timeout(settings.connect_timeout)
+            .limit(MAX_CONNECTIONS)
+            .conn_keep_alive(KEEP_ALIVE)
+            .conn_lifetime(CONNECTION_LIFETIME);
+        #[cfg(feature = "tls")]
+        let (connector, scheme) = match &settings.tls {
+            Some(tls) => (connector.rustls_0_23(tls.clone()), "https"),
+            None => (connector, "http"),
+        };
+        #[cfg(not(feature = "tls"))]
+        let scheme = "http";
+        Http {
+            // Deadlines are the caller's: it drops the future. Redirects are only for keys that aren't in normal form.
+            client: Client::builder().connector(connector).disable_timeout().disable_redirects().finish(),
+            base: format!("{scheme}://{endpoint}/v1"),
+            name: format!("Consul at {endpoint}"),
+            token: settings.token.clone(),
+            datacenter: settings.datacenter.as_deref().map(datacenter_query).unwrap_or_default(),
+        }
+    }
+
+    /// What people know the agent by.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether requests carry a token.
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// Sends a request and returns the answer, whatever its status.
+    pub(super) async fn send(&self, request: Request) -> Result<Answer> {
+        let effect = request.effect;
+        let mut http = self.client.request(request.method, self.url(&request.path, &request.query));
+        if let Some(token) = &self.token {
+            http = http.insert_header((TOKEN, token.clone()));
+        }
+        let mut response = http.send_body(request.body).await.map_err(|error| self.not_sent(error, effect))?;
+        let body = read_body(&mut response).await.map_err(|error| self.cut_off(error, effect))?;
+        Ok(Answer { status: response.status(), index: index(response.headers()), body, effect })
+    }
+
+    /// Sends a request whose answer is of no use unless its status is 200.
+    pub(super) async fn expect_ok(&self, request: Request) -> Result<Answer> {
+        let answer = self.send(request).await?;
+        match answer.status {
+            StatusCode::OK => Ok(answer),
+            _ => Err(self.failure(&answer)),
+        }
+    }
+
+    /// Reads keys; none where there is nothing. The answer carries the index.
+    pub(super) async fn read_keys(&self, path: &str, query: String) -> Result<Option<(Answer, u64)>> {
+        let answer = self.send(Request::get(path, query)).await?;
+        match (answer.status, answer.index) {
+            (StatusCode::OK, Some(index)) => Ok(Some((answer, index))),
+            (StatusCode::NOT_FOUND, Some(_)) => Ok(None),
+            _ => Err(self.failure(&answer)),
+        }
+    }
+
+    /// Runs a transaction. One that only reads is as fresh as `consistency` says.
+    pub(super) async fn txn(&self, ops: &[Op<'_>], consistency: Consistency) -> Result<Transaction> {
+        let body = serde_json::to_vec(ops)
+            .map_err(|error| Error::backend("a transaction could not be written as JSON").with_source(error))?;
+        if body.len() > MAX_TXN_BODY {
+            return Err(too_large_a_txn(body.len()));
+        }
+        let writes = ops.iter().any(Op::is_write);
+        let effect = if writes { Effect::Write } else { Effect::Repeatable };
+        let mut request = Request::put("txn", body, effect);
+        if !writes {
+            request.query = freshness(consistency).into();
+        }
+        let answer = self.send(request).await?;
+        match answer.status {
+            StatusCode::OK => Ok(Transaction::Applied(answer.body)),
+            StatusCode::CONFLICT => self.refused(&answer),
+            StatusCode::PAYLOAD_TOO_LARGE => Ok(Transaction::TooLarge(said(&answer.body))),
+            _ => Err(self.failure(&answer)),
+        }
+    }
+
+    fn refused(&self, answer: &Answer) -> Result<Transaction> {
+        let refused: Refused = self.json(answer)?;
+        match refused.errors.iter().find(|refusal| is_permission(&refusal.what)) {
+            Some(refusal) => Err(Error::PermissionDenied { reason: self.says(&refusal.what), source: None }),
+            None if refused.errors.is_empty() => Err(self.failure(answer)),
+            None => Ok(Transaction::Refused(refused.errors)),
+        }
+    }
+
+    /// The entries of an applied transaction's answer.
+    pub(super) fn entries<'a>(&self, body: &'a Bytes, effect: Effect) -> Result<impl Iterator<Item = Meta<'a>>> {
+        let applied: Applied<'a> = serde_json::from_slice(body).map_err(|error| self.garbled(effect, error))?;
+        Ok(applied.entries())
+    }
+
+    /// What an answer says as JSON.
+    pub(super) fn json<'a, T: Deserialize<'a>>(&self, answer: &'a Answer) -> Result<T> {
+        serde_json::from_slice(&answer.body).map_err(|error| self.garbled(answer.effect, error))
+    }
+
+    /// An answer came that isn't one of Consul's.
+    pub(super) fn garbled(&self, effect: Effect, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+        lost(effect, format!("{} sent an answer that isn't one of Consul's: {error}", self.name)).with_source(error)
+    }
+
+    /// The error that an answer with an unexpected status stands for.
+    pub(super) fn failure(&self, answer: &Answer) -> Error {
+        failure(&self.name, answer.status, &said(&answer.body), answer.effect)
+    }
+
+    fn says(&self, what: &str) -> String {
+        format!("{} says: {what}", self.name)
+    }
+
+    fn url(&self, path: &str, query: &str) -> String {
+        let Http { base, datacenter, .. } = self;
+        match (query, datacenter.as_str()) {
+            ("", "") => format!("{base}/{path}"),
+            (query, "") => format!("{base}/{path}?{query}"),
+            ("", datacenter) => format!("{base}/{path}?{datacenter}"),
+            (query, datacenter) => format!("{base}/{path}?{query}&{datacenter}"),
+        }
+    }
+
+    /// A request that got no answer.
+    fn not_sent(&self, error: SendRequestError, effect: Effect) -> Error {
+        match error {
+            // awc's word for a connection that was closed before the answer: the request was sent.
+            SendRequestError::Connect(ConnectError::Disconnected) => {
+                lost(effect, format!("{} closed the connection before it answered", self.name))
+            }
+            SendRequestError::Connect(error) => self.not_connected(error),
+            SendRequestError::Send(error) => {
+                lost(effect, format!("the connection to {} broke: {error}", self.name)).with_source(error)
+            }
+            SendRequestError::Response(error) => {
+                lost(effect, format!("{} sent an answer that isn't HTTP: {error}", self.name)).with_source(error)
+            }
+            SendRequestError::Url(error) => {
+                Error::backend(format!("a URL for {} is wrong", self.name)).with_source(error)
+            }
+            error => lost(effect, format!("the request to {} failed: {error}", self.name)),
+        }
+    }
+
+    /// Nothing was sent, as there is no connection.
+    fn not_connected(&self, error: ConnectError) -> Error {
+        let name = &self.name;
+        match error {
+            ConnectError::Io(error) => {
+                Error::unreachable(format!("{name} takes no connection: {error}; is an agent listening there?"))
+                    .with_source(error)
+            }
+            ConnectError::Timeout => Error::unreachable(format!("{name} didn't take a connection in time")),
+            ConnectError::Resolver(error) => {
+                Error::unreachable(format!("the host of {name} can't be resolved: {error}"))
+            }
+            error => Error::unreachable(format!("no connection to {name}: {error}")),
+        }
+    }
+
+    /// The answer began and didn't end.
+    fn cut_off(&self, error: PayloadError, effect: Effect) -> Error {
+        lost(effect, format!("the answer of {} was cut off: {error}", self.name)).with_source(error)
+    }
+}
+
+/// The query parameter for how fresh a read must be.
+pub(super) fn freshness(consistency: Consistency) -> &'static str {
+    match consistency {
+        Consistency::Linearizable => "consistent",
+        Consistency::Stale => "stale",
+    }
+}
+
+/// The limit that an answer with status 413 names: `Request body(524289 bytes) too large, max size: 524288 bytes. See ...`
+pub(super) fn size_limit(said: &str) -> Option<usize> {
+    let (_, limit) = said.split_once("max size: ")?;
+    limit.split(' ').next()?.parse().ok()
+}
+
+pub(super) fn too_large_a_txn(size: usize) -> Error {
+    Error::unsupported(format!(
+        "the transaction has {size} bytes as Consul wants them, with values in base64, and Consul takes {MAX_TXN_BODY}; \
+         write less at once"
+    ))
+}
+
+fn datacenter_query(name: &str) -> String {
+    format!("dc={}", super::codec::encode(name))
+}
+
+/// The beginning of what an answer says, for people to read.
+pub(super) fn said(body: &[u8]) -> String {
+    const LENGTH: usize = 200;
+    let text = String::from_utf8_lossy(body.get(..4 * LENGTH).unwrap_or(body));
+    let printable = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
+    printable.take(LENGTH).collect()
+}
+
+fn index(headers: &HeaderMap) -> Option<u64> {
+    headers.get(INDEX)?.to_str().ok()?.parse().ok()
+}
+
+/// The whole body. awc takes the end of the connection for the end of the body, so the length is checked here; a chunked
+/// body is always JSON, which doesn't parse when its end is missing.
+async fn read_body(response: &mut ClientResponse) -> Result<Bytes, PayloadError> {
+    let length: Option<usize> =
+        response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let Some(first) = response.next().await.transpose()? else {
+        return whole(Bytes::new(), length);
+    };
+    let Some(second) = response.next().await.transpose()? else {
+        return whole(first, length);
+    };
+    let expected = length.unwrap_or_default().min(MAX_PREALLOCATION);
+    let mut body = BytesMut::with_capacity(expected.max(first.len() + second.len()));
+    body.extend_from_slice(&first);
+    body.extend_from_slice(&second);
+    while let Some(chunk) = response.next().await.transpose()? {
+        body.extend_from_slice(&chunk);
+    }
+    whole(body.freeze(), length)
+}
+
+fn whole(body: Bytes, length: Option<usize>) -> Result<Bytes, PayloadError> {
+    match length {
+        Some(length) if length != body.len() => Err(PayloadError::Incomplete(None)),
+        _ => Ok(body),
+    }
+}
+
+/// The request may have been carried out, and nobody knows.
+fn lost(effect: Effect, reason: String) -> Error {
+    match effect {
+        Effect::Repeatable => Error::unreachable(reason),
+        Effect::Write => Error::indeterminate(reason),
+    }
+}
+
+fn is_permission(said: &str) -> bool {
+    said.contains("ermission denied")
+}
+
+/// What a status other than the expected one means.
+fn failure(name: &str, status: StatusCode, said: &str, effect: Effect) -> Error {
+    let reason = match said {
+        "" => format!("{name} answered {status}"),
+        said => format!("{name} answered {status}: {said}"),
+    };
+    match status.as_u16() {
+        401 => Error::Unauthenticated { reason, source: None },
+        403 if said.contains("ACL not found") => Error::Unauthenticated { reason, source: None },
+        403 => Error::PermissionDenied { reason, source: None },
+        429 => Error::unreachable(format!("{reason}; the agent limits connections or requests, see its `limits`")),
+        500 if is_before_any_effect(said) => Error::unreachable(reason),
+        500 if effect == Effect::Repeatable && !is_passing(said) => Error::backend(reason),
+        500..=599 => lost(effect, reason),
+        400 | 405 | 413 => Error::backend(reason),
+        _ => lost(effect, format!("{reason}, which Consul doesn't do here; is it a Consul agent?")),
+    }
+}
+
+/// Whether a status 500 says that the request got to nobody who could carry it out. Consul itself repeats writes after
+/// "No cluster leader", as no state can have changed.
+fn is_before_any_effect(said: &str) -> bool {
+    ["No cluster leader", "No known Consul servers", "No path to datacenter"].iter().any(|text| said.contains(text))
+}
+
+/// Whether a status 500 speaks of trouble among the servers, which passes.
+fn is_passing(said: &str) -> bool {
+    let trouble = ["leader", "rpc error", "EOF", "connection", "timed out", "timeout", "shutdown", "not ready"];
+    trouble.iter().any(|text| said.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(status: u16, said: &str, effect: Effect) -> Error {
+        failure("Consul at h:1", StatusCode::from_u16(status).unwrap(), said, effect)
+    }
+
+    #[test]
+    fn a_write_is_unreachable_only_if_it_had_no_effect() {
+        let write = |status, said| error(status, said, Effect::Write);
+        assert!(write(500, "No cluster leader").is_retryable());
+        assert!(write(500, "rpc error making call: No cluster leader").is_retryable());
+        assert!(write(429, "Your IP is issuing too many concurrent connections").is_retryable());
+        for said in ["leadership lost while committing log", "rpc error making call: EOF", "anything else"] {
+            assert!(write(500, said).is_indeterminate(), "{said}");
+        }
+        assert!(write(502, "").is_indeterminate() && write(200, "<html>").is_indeterminate());
+        assert!(matches!(write(400, "Missing value"), Error::Backend { .. }));
+    }
+
+    #[test]
+    fn a_read_is_unreachable_where_the_trouble_passes() {
+        let read = |status, said| error(status, said, Effect::Repeatable);
+        assert!(read(500, "leadership lost while committing log").is_retryable());
+        assert!(read(500, "rpc error getting client: failed to get conn").is_retryable());
+        assert!(read(503, "").is_retryable() && read(404, "not here").is_retryable());
+        assert!(matches!(read(500, "Invalid Session TTL"), Error::Backend { .. }));
+    }
+
+    #[test]
+    fn refusals_of_tokens_have_kinds() {
+        let read = |status, said| error(status, said, Effect::Repeatable);
+        assert!(matches!(read(403, "Permission denied"), Error::PermissionDenied { .. }));
+        assert!(matches!(read(403, "ACL not found"), Error::Unauthenticated { .. }));
+        assert!(matches!(read(401, ""), Error::Unauthenticated { .. }));
+    }
+
+    #[test]
+    fn what_a_server_says_is_cut_and_made_printable() {
+        assert_eq!(said(b" a\x00\nb\xff "), "a  b\u{fffd}");
+        assert_eq!(said("é".repeat(900).as_bytes()).chars().count(), 200);
+        assert_eq!(size_limit("Request body(9 bytes) too large, max size: 8 bytes. See x"), Some(8));
+        assert_eq!(size_limit("Transaction contains too many operations (65 > 64)"), None);
+    }
+
+    #[test]
+    fn a_body_that_was_cut_off_is_noticed() {
+        assert!(whole(Bytes::from_static(b"ab"), Some(2)).is_ok() && whole(Bytes::new(), None).is_ok());
+        assert!(matches!(whole(Bytes::from_static(b"a"), Some(2)), Err(PayloadError::Incomplete(None))));
+    }
+
+    #[test]
+    fn urls() {
+        let endpoint = Endpoint { host: "h".into(), port: 8500 };
+        let settings = Settings {
+            connect_timeout: Duration::from_secs(1),
+            token: None,
+            datacenter: Some("a&b".into()),
+            #[cfg(feature = "tls")]
+            tls: None,
+        };
+        let http = Http::new(&endpoint, &settings);
+        assert_eq!(http.url("kv/a", "raw"), "http://h:8500/v1/kv/a?raw&dc=a%26b");
+        let http = Http::new(&endpoint, &Settings { datacenter: None, ..settings });
+        assert_eq!(http.url("kv/a", "raw"), "http://h:8500/v1/kv/a?raw");
+        assert_eq!(http.url("txn", ""), "http://h:8500/v1/txn");
+    }
+}

@@ -1,0 +1,122 @@
+//! Listings. Consul has no pages: each answer holds everything beneath the prefix, and is cut down here.
+
+use super::codec::{Entry, encode_path};
+use super::http::freshness;
+use super::{Consul, version};
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::types::{Consistency, Depth, KvPair, ListOptions, Page};
+use std::borrow::Cow;
+
+impl Consul {
+    /// The keys beneath `dir` with their values.
+    pub(super) async fn pairs(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+        let path = format!("kv/{}", encode_path(&self.namespace.prefix(dir)));
+        let query = format!("recurse&{}", freshness(options.consistency));
+        let answer = self.http.read_keys(&path, query).await?;
+        let entries: Vec<Entry<'_>> = match &answer {
+            Some((answer, _)) => self.http.json(answer)?,
+            None => Vec::new(),
+        };
+        let keys = entries.iter().filter_map(|entry| Some((self.namespace.key(&entry.path)?, entry)));
+        let mut keys: Vec<_> = keys.collect();
+        let empty = keys.is_empty();
+        keys.retain(|(key, _)| is_listed(dir, options, key));
+        keys.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let page = Page::cut(keys, options.limit, false, |(key, _)| key);
+        if empty {
+            self.require(dir, options).await?;
+        }
+        let items = page.items.into_iter().map(|(key, entry)| self.pair(key, entry)).collect::<Result<_>>()?;
+        Ok(Page { items, next: page.next })
+    }
+
+    fn pair(&self, key: Key, entry: &Entry<'_>) -> Result<KvPair> {
+        let value = entry.value().map_err(|error| {
+            Error::backend(format!("{} sent a value of `{key}` that isn't base64", self.http.name())).with_source(error)
+        })?;
+        Ok(KvPair { key, value, version: version(entry.index) })
+    }
+
+    /// The keys beneath `dir`.
+    pub(super) async fn keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+        let paths = self.paths(dir, options.depth, options.consistency).await?;
+        let mut keys = paths.keys;
+        keys.retain(|key| is_listed(dir, options, key));
+        keys.sort_unstable();
+        if !paths.any_key && !self.any_deeper_key(dir, options, paths.any_directory).await? {
+            self.require(dir, options).await?;
+        }
+        Ok(Page::cut(keys, options.limit, false, |key| key))
+    }
+
+    /// Whether there are keys in the directories of a listing that shows but those.
+    async fn any_deeper_key(&self, dir: &Dir, options: &ListOptions, any_directory: bool) -> Result<bool> {
+        if !any_directory || dir.is_root() || options.after.is_some() {
+            return Ok(any_directory);
+        }
+        Ok(self.paths(dir, Depth::Recursive, options.consistency).await?.any_key)
+    }
+
+    /// What the server calls keys: at [`Depth::Children`], names of directories too.
+    async fn paths(&self, dir: &Dir, depth: Depth, consistency: Consistency) -> Result<Paths> {
+        let prefix = self.namespace.prefix(dir);
+        let separator = match depth {
+            Depth::Recursive => "",
+            Depth::Children => "&separator=%2F",
+        };
+        let query = format!("keys{separator}&{}", freshness(consistency));
+        let path = format!("kv/{}", encode_path(&prefix));
+        let Some((answer, _)) = self.http.read_keys(&path, query).await? else { return Ok(Paths::default()) };
+        let paths: Vec<Cow<'_, str>> = self.http.json(&answer)?;
+        let keys: Vec<_> = paths.iter().filter_map(|path| self.namespace.key(path)).collect();
+        Ok(Paths {
+            any_key: !keys.is_empty(),
+            any_directory: paths.iter().any(|path| path.ends_with('/') && path.len() > prefix.len()),
+            keys,
+        })
+    }
+
+    /// Fails where nothing is beneath `dir` and the rules want an error for that.
+    pub(super) async fn require(&self, dir: &Dir, options: &ListOptions) -> Result<()> {
+        let Some(key) = dir.as_key() else { return Ok(()) };
+        if options.after.is_some() || self.is_there(&key, options.consistency).await? {
+            return Ok(());
+        }
+        Err(Error::key_not_found(key))
+    }
+}
+
+/// What a listing of keys shows.
+#[derive(Default)]
+struct Paths {
+    keys: Vec<Key>,
+    any_key: bool,
+    /// Whether there is a directory, beneath which there may be keys, or just what other programs call directories.
+    any_directory: bool,
+}
+
+fn is_listed(dir: &Dir, options: &ListOptions, key: &Key) -> bool {
+    let is_deep_enough = match options.depth {
+        Depth::Recursive => dir.relative(key).is_some(),
+        Depth::Children => dir.relative(key).is_some_and(|rest| !rest.contains('/')),
+    };
+    is_deep_enough && options.after.as_ref().is_none_or(|after| key > after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_and_continuation() {
+        let dir = Dir::parse("a").unwrap();
+        let listed = |options: &ListOptions, key: &str| is_listed(&dir, options, &Key::parse(key).unwrap());
+        let all = ListOptions::default();
+        assert!(listed(&all, "a/b") && listed(&all, "a/b/c") && !listed(&all, "a") && !listed(&all, "ab"));
+        let children = ListOptions { depth: Depth::Children, ..ListOptions::default() };
+        assert!(listed(&children, "a/b") && !listed(&children, "a/b/c"));
+        let rest = ListOptions { after: Some(Key::parse("a/b").unwrap()), ..ListOptions::default() };
+        assert!(!listed(&rest, "a/b") && listed(&rest, "a/b/c") && listed(&rest, "a/c"));
+    }
+}

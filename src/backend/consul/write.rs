@@ -1,0 +1,311 @@
+//! Writing one key: the two ways that Consul has for it, and what becomes of a TTL that hangs on the key.
+
+use super::codec::{self, MAX_TXN_VALUE, Meta, Op, Refusal, SessionInfo, TTL_SESSION, encode_path, nonce};
+use super::http::{Effect, Request, Transaction, size_limit};
+use super::{Consul, version};
+use crate::error::{Error, Result};
+use crate::key::Key;
+use crate::types::{Consistency, Version};
+use awc::http::StatusCode;
+use bytes::Bytes;
+
+/// How often a lease tries to take a key that changes hands meanwhile. Each failure is another writer's success.
+const TAKEOVERS: usize = 8;
+
+/// On what condition a value is written.
+#[derive(Clone, Copy)]
+pub(super) enum Mode<'a> {
+    /// On none.
+    Set,
+    /// If the version is this one; if the key is absent, where it is 0.
+    Cas(u64),
+    /// If no session holds the key, which this one does then.
+    Lock(&'a str),
+}
+
+impl Mode<'_> {
+    fn op<'o>(&'o self, path: &'o str, value: &'o Bytes) -> Op<'o> {
+        match *self {
+            Mode::Set => Op::Set { path, value },
+            Mode::Cas(index) => Op::Cas { path, value, index },
+            Mode::Lock(session) => Op::Lock { path, value, session },
+        }
+    }
+
+    fn query(&self, flags: u64) -> String {
+        match self {
+            Mode::Set => format!("flags={flags}"),
+            Mode::Cas(index) => format!("flags={flags}&cas={index}"),
+            Mode::Lock(session) => format!("flags={flags}&acquire={}", codec::encode(session)),
+        }
+    }
+}
+
+/// What became of a write.
+pub(super) enum Outcome {
+    /// The value is there.
+    Written(Placed),
+    /// The condition didn't hold; the server's words, if it has any.
+    Refused(Vec<Refusal>),
+}
+
+/// A value that was written.
+pub(super) struct Placed {
+    pub(super) version: Version,
+    /// The session that holds the key. Consul lets anybody write what a session holds, and the session stays.
+    pub(super) session: Option<String>,
+}
+
+impl From<&Meta<'_>> for Placed {
+    fn from(meta: &Meta<'_>) -> Self {
+        Placed {
+            version: version(meta.index),
+            session: meta.session.as_ref().map(|session| session.0.to_string()).filter(|session| !session.is_empty()),
+        }
+    }
+}
+
+/// What a session that holds a key stands for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    /// A TTL, of any kvactor store.
+    Ttl,
+    /// Anything else: a lock.
+    Lock,
+    /// The session is over, and what it held is gone or let go.
+    Over,
+}
+
+impl Consul {
+    /// Writes `value` by a transaction, which answers with the version, or as it is, where it is too large for one.
+    pub(super) async fn write(&self, key: &Key, value: &Bytes, mode: Mode<'_>) -> Result<Outcome> {
+        if value.len() > MAX_TXN_VALUE {
+            return self.write_large(key, value, mode).await;
+        }
+        let path = self.namespace.path(key);
+        match self.http.txn(&[mode.op(&path, value)], Consistency::Linearizable).await? {
+            Transaction::Applied(body) => Ok(Outcome::Written(self.first(&body)?)),
+            Transaction::Refused(errors) => Ok(Outcome::Refused(errors)),
+            Transaction::TooLarge(_) => self.write_large(key, value, mode).await,
+        }
+    }
+
+    /// The first entry of a transaction's answer that was applied.
+    fn first(&self, body: &Bytes) -> Result<Placed> {
+        let first = self.http.entries(body, Effect::Write)?.next();
+        first.as_ref().map(Placed::from).ok_or_else(|| self.too_few_results())
+    }
+
+    /// The last entry of a transaction's answer that was applied.
+    fn last(&self, body: &Bytes) -> Result<Placed> {
+        let last = self.http.entries(body, Effect::Write)?.last();
+        last.as_ref().map(Placed::from).ok_or_else(|| self.too_few_results())
+    }
+
+    pub(super) fn too_few_results(&self) -> Error {
+        Error::indeterminate(format!("{} answered a transaction with too few results", self.http.name()))
+    }
+
+    /// Writes `value` as the body of a request, which isn't blown up by base64 but is answered only by true or false: the
+    /// flags tell afterwards whether what is there is this write.
+    async fn write_large(&self, key: &Key, value: &Bytes, mode: Mode<'_>) -> Result<Outcome> {
+        let flags = nonce();
+        let path = format!("kv/{}", encode_path(&self.namespace.path(key)));
+        let mut request = Request::put(&path, value.clone(), Effect::Write);
+        request.query = mode.query(flags);
+        let answer = self.http.send(request).await?;
+        match (answer.status, answer.body.trim_ascii()) {
+            (StatusCode::OK, b"true") => self.locate(&path, flags).await.map(Outcome::Written).map_err(after_write),
+            (StatusCode::OK, b"false") => Ok(Outcome::Refused(Vec::new())),
+            (StatusCode::PAYLOAD_TOO_LARGE, said) => match size_limit(&String::from_utf8_lossy(said)) {
+                Some(limit) => Err(Error::ValueTooLarge { key: (**key).into(), size: value.len(), limit }),
+                None => Err(self.http.failure(&answer)),
+            },
+            _ => Err(self.http.failure(&answer)),
+        }
+    }
+
+    /// The version of the write with these flags. If the key was written again since, it can't be told any more, nor can it
+    /// match any more: it is a version then that no read returns and that no write accepts.
+    async fn locate(&self, path: &str, flags: u64) -> Result<Placed> {
+        let overwritten = |at: u64| Placed {
+            version: Version::with_counter(crate::BackendKind::Consul, at.saturating_sub(1), flags | 1, 0),
+            session: None,
+        };
+        // A 404 has the index of the deletion, or of something later.
+        let answer = self.http.send(Request::get(path, "consistent")).await?;
+        match (answer.status, answer.index) {
+            (StatusCode::NOT_FOUND, Some(index)) => return Ok(overwritten(index)),
+            (StatusCode::OK, _) => {}
+            _ => return Err(self.http.failure(&answer)),
+        }
+        match self.http.json::<Vec<Meta<'_>>>(&answer)?.first() {
+            Some(meta) if meta.flags == flags => Ok(meta.into()),
+            Some(meta) => Ok(overwritten(meta.index)),
+            None => Ok(overwritten(0)),
+        }
+    }
+
+    /// Makes the value that was just written permanent and returns its final version.
+    pub(super) async fn settle(&self, key: &Key, value: &Bytes, placed: Placed) -> Result<Version> {
+        match placed.session {
+            None => Ok(placed.version),
+            Some(session) => self.outlive(key, value, placed.version, &session).await.map_err(after_write),
+        }
+    }
+
+    /// Lets the value of `written` outlive the TTL that `session` stands for. A lock is left alone: plain writes have
+    /// nothing to do with locks in Consul.
+    ///
+    /// Every step has a condition: what others write meanwhile stays, and `written` is returned then.
+    async fn outlive(&self, key: &Key, value: &Bytes, written: Version, session: &str) -> Result<Version> {
+        match self.holder(session).await? {
+            Holder::Lock => return Ok(written),
+            Holder::Over => return self.put_back(key, value, written).await,
+            Holder::Ttl => {}
+        }
+        if let Some(version) = self.detach(key, value, written, session).await? {
+            // Its owner learns in this way that there is nothing to renew. It may be repeated or fail.
+            let _ = self.destroy(session).await;
+            return Ok(version);
+        }
+        match self.holder(session).await? {
+            Holder::Over => self.put_back(key, value, written).await,
+            Holder::Ttl | Holder::Lock => Ok(written),
+        }
+    }
+
+    /// Takes the key from `session`, if it still has the version `written`.
+    async fn detach(&self, key: &Key, value: &Bytes, written: Version, session: &str) -> Result<Option<Version>> {
+        let path = self.namespace.path(key);
+        let check = Op::CheckIndex { path: &path, index: written.index() };
+        if value.len() <= MAX_TXN_VALUE {
+            let ops = [check, Op::Unlock { path: &path, value, session }];
+            return match self.http.txn(&ops, Consistency::Linearizable).await? {
+                Transaction::Applied(body) => Ok(Some(self.last(&body)?.version)),
+                Transaction::Refused(_) => Ok(None),
+                Transaction::TooLarge(said) => Err(Error::backend(said)),
+            };
+        }
+        // A condition on the version and so large a value don't go together, but for the condition of absence.
+        match self.http.txn(&[check, Op::Delete { path: &path }], Consistency::Linearizable).await? {
+            Transaction::Applied(_) => self.put_back(key, value, written).await.map(Some),
+            Transaction::Refused(_) => Ok(None),
+            Transaction::TooLarge(said) => Err(Error::backend(said)),
+        }
+    }
+
+    /// Writes again what the end of a TTL took away right after it was written, unless somebody else wrote since.
+    async fn put_back(&self, key: &Key, value: &Bytes, written: Version) -> Result<Version> {
+        match self.write(key, value, Mode::Cas(0)).await? {
+            Outcome::Written(placed) => Ok(placed.version),
+            Outcome::Refused(_) => Ok(written),
+        }
+    }
+
+    async fn holder(&self, session: &str) -> Result<Holder> {
+        let path = format!("session/info/{}", codec::encode(session));
+        let answer = self.http.expect_ok(Request::get(path, "consistent")).await?;
+        let sessions: Option<Vec<SessionInfo<'_>>> = self.http.json(&answer)?;
+        Ok(match sessions.unwrap_or_default().first() {
+            None => Holder::Over,
+            Some(info) if info.name == TTL_SESSION => Holder::Ttl,
+            Some(_) => Holder::Lock,
+        })
+    }
+
+    /// Ends a session, and with it the key that it holds. It is no error if the session is over.
+    pub(super) async fn destroy(&self, session: &str) -> Result<()> {
+        let path = format!("session/destroy/{}", codec::encode(session));
+        self.http.expect_ok(Request::put(path, Bytes::new(), Effect::Repeatable)).await.map(drop)
+    }
+
+    /// Writes a value that `session` holds, also where another TTL hangs on the key.
+    pub(super) async fn write_held(&self, key: &Key, value: &Bytes, session: &str) -> Result<Version> {
+        for _ in 0..TAKEOVERS {
+            let refusals = match self.write(key, value, Mode::Lock(session)).await? {
+                Outcome::Written(placed) => return Ok(placed.version),
+                Outcome::Refused(refusals) => refusals,
+            };
+            if refusals.iter().any(|refusal| refusal.what.contains("lock delay")) {
+                return Err(Error::unsupported(format!(
+                    "`{key}` was a lock whose holder was lost, and Consul lets nobody take it, not even for a TTL, until \
+                     the lock-delay is over"
+                )));
+            }
+            let Some(other) = self.session_of(key).await? else { continue };
+            if let Some(version) = self.take_over(key, value, session, &other).await? {
+                return Ok(version);
+            }
+        }
+        Err(Error::unreachable(format!(
+            "`{key}` can't be taken for a TTL: it changes hands all the time, or a lock-delay holds it"
+        )))
+    }
+
+    /// The session that holds the key.
+    async fn session_of(&self, key: &Key) -> Result<Option<String>> {
+        let path = format!("kv/{}", encode_path(&self.namespace.path(key)));
+        let Some((answer, _)) = self.http.read_keys(&path, "consistent".into()).await? else { return Ok(None) };
+        let metas: Vec<Meta<'_>> = self.http.json(&answer)?;
+        Ok(metas.first().and_then(|meta| Placed::from(meta).session))
+    }
+
+    /// Writes a value that `session` holds in place of `other`, if that stands for a TTL. None where `other` has let go.
+    async fn take_over(&self, key: &Key, value: &Bytes, session: &str, other: &str) -> Result<Option<Version>> {
+        match self.holder(other).await? {
+            Holder::Over => return Ok(None),
+            Holder::Ttl => {}
+            Holder::Lock => {
+                return Err(Error::unsupported(format!(
+                    "`{key}` is held by a lock, and Consul knows one holder of a key: it can't have a TTL as well"
+                )));
+            }
+        }
+        let path = self.namespace.path(key);
+        let empty = Bytes::new();
+        let small = value.len() <= MAX_TXN_VALUE;
+        let ops = match small {
+            // What the first of the two writes is never seen.
+            true => {
+                [Op::Unlock { path: &path, value: &empty, session: other }, Op::Lock { path: &path, value, session }]
+            }
+            // It goes away to be locked anew: so large a value can't be part of a transaction.
+            false => [Op::CheckSession { path: &path, session: other }, Op::Delete { path: &path }],
+        };
+        let body = match self.http.txn(&ops, Consistency::Linearizable).await? {
+            Transaction::Applied(body) => body,
+            Transaction::Refused(_) => return Ok(None),
+            Transaction::TooLarge(said) => return Err(Error::backend(said)),
+        };
+        let version = if small { Some(self.last(&body)?.version) } else { None };
+        let _ = self.destroy(other).await;
+        Ok(version)
+    }
+}
+
+/// A failure after the value was written: that it certainly had no effect is no longer true.
+fn after_write(error: Error) -> Error {
+    match error {
+        Error::Unreachable { reason, source } => Error::Indeterminate { reason, source },
+        error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_of_large_values() {
+        assert_eq!(Mode::Set.query(7), "flags=7");
+        assert_eq!(Mode::Cas(3).query(7), "flags=7&cas=3");
+        assert_eq!(Mode::Lock("a&b").query(7), "flags=7&acquire=a%26b");
+    }
+
+    #[test]
+    fn nothing_is_unreachable_after_a_write() {
+        assert!(after_write(Error::unreachable("x")).is_indeterminate());
+        assert!(matches!(after_write(Error::backend("x")), Error::Backend { .. }));
+    }
+}
