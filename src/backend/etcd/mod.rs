@@ -1,1 +1,142 @@
-//! The etcd driver.
+//! The driver for etcd's v3 API.
+//!
+//! Every call is one request while all goes well. A key's version is the revision at which it was last changed, which no
+//! other change of the cluster shares.
+
+mod kv;
+mod lease;
+mod range;
+mod sentinel;
+mod session;
+mod status;
+mod transport;
+
+use crate::backend::{Backend, Connector, Lease};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::types::{
+    BackendKind, Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use session::Session;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The largest value that fits into a request, which etcd limits to 1.5 MiB by default: a transaction names its key three
+/// times over, and a key has up to 1,025 bytes together with its namespace.
+const MAX_VALUE_SIZE: usize = 1536 * 1024 - 4096;
+
+/// A connector for the servers of `config`.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] and [`Error::Unsupported`], before anything is contacted.
+pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
+    let servers: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
+    if servers.is_empty() {
+        return Err(Error::invalid_config("endpoints", "etcd needs at least one server"));
+    }
+    for server in &servers {
+        transport::endpoint(config, server)?;
+    }
+    Ok(Arc::new(EtcdConnector { config: config.clone(), servers }))
+}
+
+struct EtcdConnector {
+    config: Config,
+    servers: Vec<String>,
+}
+
+#[async_trait(?Send)]
+impl Connector for EtcdConnector {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { max_value_size: MAX_VALUE_SIZE, max_ttl: lease::MAX_TTL, ..Capabilities::new(BackendKind::Etcd) }
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        self.servers.clone()
+    }
+
+    async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>> {
+        let no_such = || Error::invalid_config("endpoints", format!("there is none at position {index}"));
+        let server = self.servers.get(index).ok_or_else(no_such)?;
+        let endpoint = transport::endpoint(&self.config, server)?;
+        let Config { namespace, credentials, .. } = self.config.clone();
+        match Session::open(&endpoint, server.clone(), namespace, credentials).await {
+            Ok(session) => Ok(Rc::new(session)),
+            // Whatever else a server says to the first question, another one or another time may do better.
+            Err(error @ (Error::Backend { .. } | Error::Indeterminate { .. })) => Err(no_etcd(server, error)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn no_etcd(server: &str, error: Error) -> Error {
+    let reason = format!("{server} doesn't answer as a working etcd server: {error}");
+    Error::unreachable(reason).with_source(error)
+}
+
+#[async_trait(?Send)]
+impl Backend for Session {
+    async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
+        kv::get(self, key, consistency).await
+    }
+
+    async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool> {
+        kv::exists(self, key, consistency).await
+    }
+
+    async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
+        kv::put(self, key, value, 0).await
+    }
+
+    async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
+        lease::put(self, key, value, ttl).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<()> {
+        lease::renew(self, lease).await
+    }
+
+    async fn expire(&self, lease: &Lease) -> Result<()> {
+        lease::expire(self, lease).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        kv::delete(self, key).await
+    }
+
+    async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+        range::list(self, dir, options).await
+    }
+
+    async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+        range::list_keys(self, dir, options).await
+    }
+
+    async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
+        range::delete_tree(self, dir).await
+    }
+
+    async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
+        kv::atomic_put(self, key, value, expected).await
+    }
+
+    async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
+        kv::atomic_delete(self, key, version).await
+    }
+
+    async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+        kv::txn(self, checks, operations).await
+    }
+
+    async fn disrupted(&self) -> Error {
+        self.broken().await
+    }
+
+    async fn recover(&self) -> Result<()> {
+        self.prove().await
+    }
+}

@@ -1,0 +1,208 @@
+//! Calls on single keys, and transactions.
+
+use super::session::{Session, reading, revision, version};
+use super::status::Effect;
+use crate::error::{Error, Result};
+use crate::key::Key;
+use crate::types::{Check, Condition, Consistency, Expected, KvPair, Operation, OperationResult, TxnOutcome, Version};
+use bytes::Bytes;
+use etcd_client::proto::{PbResponseOp, PbTxnOpResponse, PbTxnResponse};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnResponse};
+
+pub(super) async fn get(session: &Session, key: &Key, consistency: Consistency) -> Result<KvPair> {
+    let send = async || session.kv().get(session.path(key), Some(reading(consistency))).await;
+    let found = session.read(send).await?.take_kvs().pop();
+    found.map(|found| pair(key.clone(), found)).ok_or_else(|| Error::key_not_found(key))
+}
+
+pub(super) async fn exists(session: &Session, key: &Key, consistency: Consistency) -> Result<bool> {
+    let send = async || session.kv().get(session.path(key), Some(reading(consistency).with_count_only())).await;
+    Ok(session.read(send).await?.count() > 0)
+}
+
+/// Writes `value` on `lease`; 0 is none and detaches the key from the lease that it had.
+pub(super) async fn put(session: &Session, key: &Key, value: &Bytes, lease: i64) -> Result<Version> {
+    let options = || PutOptions::new().with_lease(lease);
+    let send = async || session.kv().put(session.path(key), value.as_ref(), Some(options())).await;
+    session.written(session.write(send).await?.header())
+}
+
+pub(super) async fn delete(session: &Session, key: &Key) -> Result<()> {
+    let send = async || session.kv().delete(session.path(key), None).await;
+    match session.write(send).await?.deleted() {
+        0 => Err(Error::key_not_found(key)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn atomic_put(session: &Session, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
+    let condition = match expected {
+        Expected::Absent => Condition::Absent,
+        Expected::Version(version) => Condition::Version(*version),
+    };
+    let put = |path| TxnOp::put(path, value.as_ref(), None);
+    let answer = change_if(session, key, &condition, put).await?;
+    match expected {
+        _ if answer.succeeded() => session.written(answer.header()),
+        Expected::Absent => Err(Error::key_exists(key)),
+        Expected::Version(_) => Err(mismatch(session, key, answer)),
+    }
+}
+
+pub(super) async fn atomic_delete(session: &Session, key: &Key, version: &Version) -> Result<()> {
+    let delete = |path| TxnOp::delete(path, None);
+    let answer = change_if(session, key, &Condition::Version(*version), delete).await?;
+    if answer.succeeded() { Ok(()) } else { Err(mismatch(session, key, answer)) }
+}
+
+/// Changes one key if it meets the condition, and else looks at it.
+async fn change_if(
+    session: &Session,
+    key: &Key,
+    condition: &Condition,
+    change: impl Fn(Vec<u8>) -> TxnOp,
+) -> Result<TxnResponse> {
+    let wanted = Wanted::new(condition)?;
+    let send = async || {
+        let path = session.path(key);
+        let compare = wanted.compare(path.clone());
+        let txn = Txn::new().when([compare]).and_then([change(path.clone())]).or_else([look(path)]);
+        session.kv().txn(txn).await
+    };
+    session.write(send).await
+}
+
+/// Why a key didn't have the version expected.
+fn mismatch(session: &Session, key: &Key, answer: TxnResponse) -> Error {
+    match looked(answer.0).as_deref() {
+        Some([Some(_)]) => Error::key_modified(key),
+        Some([None]) => Error::key_not_found(key),
+        // Nothing was changed, that much is clear.
+        _ => session.senseless(Effect::Read),
+    }
+}
+
+pub(super) async fn txn(session: &Session, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+    let wanted = checks.iter().map(|check| Wanted::new(&check.condition)).collect::<Result<Vec<_>>>()?;
+    let path = |check: &Check| session.path(&check.key);
+    let send = async || {
+        let compares: Vec<_> = checks.iter().zip(&wanted).map(|(check, wanted)| wanted.compare(path(check))).collect();
+        let changes: Vec<_> = operations.iter().map(|operation| change(session, operation)).collect();
+        let looks: Vec<_> = checks.iter().map(|check| look(path(check))).collect();
+        session.kv().txn(Txn::new().when(compares).and_then(changes).or_else(looks)).await
+    };
+    let answer = session.write(send).await?;
+    if answer.succeeded() {
+        let version = session.written(answer.header())?;
+        return Ok(TxnOutcome::Committed(operations.iter().map(|operation| result(operation, version)).collect()));
+    }
+    let failed = looked(answer.0).and_then(|found| first_failed(&wanted, &found));
+    let index = failed.ok_or_else(|| session.senseless(Effect::Read))?;
+    Ok(TxnOutcome::CheckFailed { index })
+}
+
+fn change(session: &Session, operation: &Operation) -> TxnOp {
+    let path = session.path(operation.key());
+    match operation {
+        Operation::Put { value, .. } => TxnOp::put(path, value.as_ref(), None),
+        Operation::Delete { .. } => TxnOp::delete(path, None),
+    }
+}
+
+/// All changes of one etcd transaction are made at one revision.
+fn result(operation: &Operation, version: Version) -> OperationResult {
+    match operation {
+        Operation::Put { .. } => OperationResult::Put(version),
+        Operation::Delete { .. } => OperationResult::Deleted,
+    }
+}
+
+/// What a condition asks of a key, in etcd's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Present,
+    Absent,
+    ChangedAt(i64),
+}
+
+impl Wanted {
+    fn new(condition: &Condition) -> Result<Self> {
+        Ok(match condition {
+            Condition::Exists => Wanted::Present,
+            Condition::Absent => Wanted::Absent,
+            Condition::Version(version) => Wanted::ChangedAt(revision(version)?),
+        })
+    }
+
+    /// The condition for the server. A key that doesn't exist has the create revision 0.
+    fn compare(self, path: Vec<u8>) -> Compare {
+        match self {
+            Wanted::Present => Compare::create_revision(path, CompareOp::Greater, 0),
+            Wanted::Absent => Compare::create_revision(path, CompareOp::Equal, 0),
+            Wanted::ChangedAt(revision) => Compare::mod_revision(path, CompareOp::Equal, revision),
+        }
+    }
+
+    /// The condition for the revision that a key was last changed at; none where it doesn't exist.
+    fn holds(self, found: Option<i64>) -> bool {
+        match self {
+            Wanted::Present => found.is_some(),
+            Wanted::Absent => found.is_none(),
+            Wanted::ChangedAt(revision) => found == Some(revision),
+        }
+    }
+}
+
+/// The first condition that the keys as they were found don't meet. etcd itself doesn't tell which.
+fn first_failed(wanted: &[Wanted], found: &[Option<i64>]) -> Option<usize> {
+    wanted.iter().zip(found).position(|(wanted, found)| !wanted.holds(*found))
+}
+
+/// Asks for the revision that a key was last changed at.
+fn look(path: Vec<u8>) -> TxnOp {
+    TxnOp::get(path, Some(GetOptions::new().with_keys_only()))
+}
+
+/// The answers to [`look`]s, in their order; none if the server answered something else.
+fn looked(answer: PbTxnResponse) -> Option<Vec<Option<i64>>> {
+    let one = |operation: PbResponseOp| match operation.response? {
+        PbTxnOpResponse::ResponseRange(range) => Some(range.kvs.first().map(|found| found.mod_revision)),
+        _ => None,
+    };
+    answer.responses.into_iter().map(one).collect()
+}
+
+/// A key as it was found; its value is moved, not copied.
+pub(super) fn pair(key: Key, found: KeyValue) -> KvPair {
+    let version = version(found.mod_revision());
+    let (_, value) = found.into_key_value();
+    KvPair { key, value: value.into(), version }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_failed_check_is_found() {
+        let wanted = [Wanted::Present, Wanted::Absent, Wanted::ChangedAt(7)];
+        assert_eq!(first_failed(&wanted, &[Some(1), None, Some(7)]), None);
+        assert_eq!(first_failed(&wanted, &[None, Some(1), Some(8)]), Some(0));
+        assert_eq!(first_failed(&wanted, &[Some(1), Some(1), None]), Some(1));
+        assert_eq!(first_failed(&wanted, &[Some(1), None, None]), Some(2));
+        assert_eq!(first_failed(&wanted, &[Some(1), None, Some(8)]), Some(2));
+    }
+
+    #[test]
+    fn a_version_that_no_key_has_never_holds() {
+        let made_up = Version::new(crate::types::BackendKind::Etcd, 0);
+        let wanted = Wanted::new(&Condition::Version(made_up)).unwrap();
+        assert!(!wanted.holds(None) && !wanted.holds(Some(0)));
+    }
+
+    #[test]
+    fn an_empty_answer_makes_no_panic() {
+        let empty = PbResponseOp { response: None };
+        assert_eq!(looked(PbTxnResponse { header: None, succeeded: false, responses: vec![empty] }), None);
+    }
+}

@@ -1,0 +1,227 @@
+//! One session: a client tied to one endpoint, who we are to it, and the two ways to call it.
+
+use super::sentinel::Sentinel;
+use super::status::{self, Effect};
+use crate::config::Credentials;
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key, Namespace};
+use crate::types::{BackendKind, Consistency, Version};
+use etcd_client::{
+    Channel, Client, ConnectOptions, Error as ClientError, GetOptions, KvClient, LeaseClient, ResponseHeader,
+    WatchFilterType, WatchOptions,
+};
+use std::cell::Cell;
+use tokio::sync::Mutex;
+use tonic::transport::Endpoint;
+
+/// The largest answer to take: gRPC's own limit. What etcd sends is bounded by what the driver asks for.
+const MAX_ANSWER: usize = i32::MAX as usize;
+
+/// What a call of the client returns.
+pub(super) type Answer<T> = Result<T, ClientError>;
+
+/// A session with one server.
+pub(super) struct Session {
+    server: String,
+    namespace: Namespace,
+    client: Client,
+    kv: KvClient,
+    identity: Option<Identity>,
+    sentinel: Sentinel,
+}
+
+/// Who we are to the server, and how often we have proved it.
+struct Identity {
+    credentials: Credentials,
+    proofs: Cell<u64>,
+    /// Held while a new token is fetched, so that a thousand calls with an expired one fetch one.
+    proving: Mutex<()>,
+}
+
+impl Session {
+    /// Opens a session and proves that it works.
+    pub(super) async fn open(
+        endpoint: &Endpoint,
+        server: String,
+        namespace: Namespace,
+        credentials: Option<Credentials>,
+    ) -> Result<Self> {
+        // With a leader required, a member without one refuses a call at once and before doing anything. Otherwise it would
+        // hold a write until its own timeout and leave the outcome open.
+        let options = ConnectOptions::new().with_require_leader(true);
+        let channel = Channel::Tonic(endpoint.connect_lazy());
+        let client = Client::from_channel(channel, Some(options))
+            .await
+            .map_err(|failure| status::error(failure, Effect::Read, &server))?;
+        let kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
+        let identity = credentials.map(Identity::new);
+        let session = Session { server, namespace, client, kv, identity, sentinel: Sentinel::default() };
+        session.authenticate(0).await?;
+        session.prove().await?;
+        Ok(session)
+    }
+
+    /// Proves that the server answers, belongs to a working quorum and takes our credentials; from then on
+    /// [`broken`](Session::broken) watches the connection.
+    pub(super) async fn prove(&self) -> Result<()> {
+        // No key that we can be asked for ends in a slash, and whoever may use the namespace may use this one.
+        let key = self.namespace.dir().to_string() + "/";
+        let read = async || self.kv().get(key.as_str(), Some(GetOptions::new().with_count_only())).await;
+        match self.read(read).await {
+            Ok(_) => {}
+            // Told after the quorum was asked: the link is as good as it can be for this user.
+            Err(Error::PermissionDenied { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let silent = || WatchOptions::new().with_filters([WatchFilterType::NoPut, WatchFilterType::NoDelete]);
+        let watch = async || self.client.watch_client().watch(key.as_str(), Some(silent())).await;
+        self.sentinel.arm(self.read(watch).await?);
+        Ok(())
+    }
+
+    /// Waits until the connection breaks or the server loses its leader.
+    pub(super) async fn broken(&self) -> Error {
+        match self.sentinel.ended().await {
+            Some(failure) => self.error(failure, Effect::Read),
+            None => Error::unreachable(format!("etcd at {} ended the connection", self.server)),
+        }
+    }
+
+    /// A call that changes nothing. `send` makes the request; it is asked again where the token has to be renewed.
+    pub(super) async fn read<T>(&self, send: impl AsyncFn() -> Answer<T>) -> Result<T> {
+        self.call(send).await?.map_err(|failure| self.error(failure, Effect::Read))
+    }
+
+    /// A call that changes something.
+    pub(super) async fn write<T>(&self, send: impl AsyncFn() -> Answer<T>) -> Result<T> {
+        self.call(send).await?.map_err(|failure| self.error(failure, Effect::Write))
+    }
+
+    /// Sends a request, and once more with a new token where the server says that ours is no good: it says so before it
+    /// changes anything. The outer error is that of fetching the token.
+    pub(super) async fn call<T>(&self, send: impl AsyncFn() -> Answer<T>) -> Result<Answer<T>> {
+        let proofs = self.identity.as_ref().map_or(0, |identity| identity.proofs.get());
+        match send().await {
+            Err(failure) if self.identity.is_some() && status::wants_new_token(&failure) => {
+                self.authenticate(proofs).await?;
+                Ok(send().await)
+            }
+            answer => Ok(answer),
+        }
+    }
+
+    /// Fetches a token, unless somebody else did since there were `seen` proofs.
+    async fn authenticate(&self, seen: u64) -> Result<()> {
+        let Some(identity) = &self.identity else { return Ok(()) };
+        let _turn = identity.proving.lock().await;
+        if identity.proofs.get() != seen {
+            return Ok(());
+        }
+        let answer = match self.client.clone().update_user(Some(identity.pair())).await {
+            // As etcd's own clients do: credentials for a server that wants none are no mistake.
+            Err(failure) if status::is_auth_disabled(&failure) => Ok(()),
+            answer => answer.map_err(|failure| self.error(failure, Effect::Read)),
+        };
+        // A refusal is an outcome too: those who wait their turn would hear the same, one slow hashing after another.
+        if !matches!(answer, Err(Error::Unreachable { .. })) {
+            identity.proofs.set(seen.wrapping_add(1));
+        }
+        answer
+    }
+
+    /// A client of one's own for one call.
+    pub(super) fn kv(&self) -> KvClient {
+        self.kv.clone()
+    }
+
+    /// A client of one's own for one call.
+    pub(super) fn leases(&self) -> LeaseClient {
+        self.client.lease_client()
+    }
+
+    /// The server's name for `key`.
+    pub(super) fn path(&self, key: &Key) -> Vec<u8> {
+        self.namespace.path(key).into_bytes()
+    }
+
+    /// What the server's names of all keys beneath `dir` start with.
+    pub(super) fn prefix(&self, dir: &Dir) -> Vec<u8> {
+        self.namespace.prefix(dir).into_bytes()
+    }
+
+    /// The caller's key for the server's name of it; none where another program wrote what is no key here.
+    pub(super) fn key(&self, path: &[u8]) -> Option<Key> {
+        self.namespace.key(std::str::from_utf8(path).ok()?)
+    }
+
+    /// The version of a write that the server has answered.
+    pub(super) fn written(&self, header: Option<&ResponseHeader>) -> Result<Version> {
+        header.map(|header| version(header.revision())).ok_or_else(|| status::senseless(Effect::Write, &self.server))
+    }
+
+    /// The error for an answer that no etcd server gives.
+    pub(super) fn senseless(&self, effect: Effect) -> Error {
+        status::senseless(effect, &self.server)
+    }
+
+    /// The error for a failure of the client.
+    pub(super) fn error(&self, failure: ClientError, effect: Effect) -> Error {
+        status::error(failure, effect, &self.server)
+    }
+}
+
+impl Identity {
+    fn new(credentials: Credentials) -> Self {
+        Identity { credentials, proofs: Cell::new(0), proving: Mutex::new(()) }
+    }
+
+    fn pair(&self) -> (String, String) {
+        (self.credentials.user.clone(), self.credentials.password.clone())
+    }
+}
+
+/// The version of a key last changed at `revision`.
+pub(super) fn version(revision: i64) -> Version {
+    Version::new(BackendKind::Etcd, u64::try_from(revision).unwrap_or_default())
+}
+
+/// The revision that a key of this version was last changed at, or one that no key has where the version is made up.
+///
+/// # Errors
+/// [`Error::Unsupported`] for another backend's version.
+pub(super) fn revision(version: &Version) -> Result<i64> {
+    const OF_NO_KEY: i64 = -1;
+    if version.backend() != BackendKind::Etcd {
+        return Err(Error::unsupported(format!("a version made by {} means nothing to etcd", version.backend())));
+    }
+    // 0 would match a key that doesn't exist.
+    Ok(i64::try_from(version.index()).ok().filter(|revision| *revision > 0).unwrap_or(OF_NO_KEY))
+}
+
+/// How to read with this consistency.
+pub(super) fn reading(consistency: Consistency) -> GetOptions {
+    match consistency {
+        Consistency::Linearizable => GetOptions::new(),
+        Consistency::Stale => GetOptions::new().with_serializable(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_revisions() {
+        assert_eq!(revision(&version(7)).unwrap(), 7);
+        assert_eq!(revision(&version(i64::MAX)).unwrap(), i64::MAX);
+    }
+
+    #[test]
+    fn made_up_versions_match_no_key() {
+        for index in [0, u64::MAX, 1 << 63] {
+            assert_eq!(revision(&Version::new(BackendKind::Etcd, index)).unwrap(), -1, "{index}");
+        }
+        let foreign = revision(&Version::new(BackendKind::Consul, 7));
+        assert!(matches!(foreign, Err(Error::Unsupported { .. })));
+    }
+}
