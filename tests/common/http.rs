@@ -1,0 +1,34 @@
+//! As much of HTTP as asking a server about itself takes.
+
+use std::io;
+use std::net::SocketAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// What a server said.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+pub async fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
+    request(address, "GET", path, "").await
+}
+
+/// One request on a connection of its own. In HTTP/1.0, where the body goes to the end of the connection, never in chunks.
+pub async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect(address).await?;
+    let length = body.len();
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    parse(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP: {answer:?}")))
+}
+
+fn parse(answer: &str) -> Option<Answer> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer { status, body: body.to_owned() })
+}

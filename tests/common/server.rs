@@ -1,0 +1,219 @@
+//! [`Server`]: a single-node etcd, Consul or ZooKeeper of the test's own.
+
+use super::ports::free_port;
+use super::process::Process;
+use super::proxy::Proxy;
+use super::{consul, etcd, zookeeper};
+use std::fmt;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a server may take until it is healthy, on a machine with other things to do.
+const START_TIMEOUT: Duration = Duration::from_secs(45);
+/// A port that was free may be taken when the server comes to it.
+const START_ATTEMPTS: usize = 3;
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Etcd,
+    Consul,
+    ZooKeeper,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::Etcd, Kind::Consul, Kind::ZooKeeper];
+
+    /// The scheme of store URLs.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Kind::Etcd => "etcd",
+            Kind::Consul => "consul",
+            Kind::ZooKeeper => "zk",
+        }
+    }
+
+    fn ports(self) -> usize {
+        match self {
+            Kind::Etcd => etcd::PORTS,
+            Kind::Consul => consul::PORTS,
+            Kind::ZooKeeper => zookeeper::PORTS,
+        }
+    }
+
+    /// What this machine lacks to run the server.
+    fn missing(self) -> Option<String> {
+        match self {
+            Kind::Etcd => etcd::missing(),
+            Kind::Consul => consul::missing(),
+            Kind::ZooKeeper => zookeeper::missing(),
+        }
+    }
+
+    /// The command that runs the server with its data in `dir/data`; the first port is for clients.
+    fn command(self, dir: &Path, ports: &[u16]) -> Vec<String> {
+        match self {
+            Kind::Etcd => etcd::command(dir, ports),
+            Kind::Consul => consul::command(dir, ports),
+            Kind::ZooKeeper => zookeeper::command(dir, ports),
+        }
+    }
+
+    /// Whether the server says that it takes reads and writes.
+    async fn healthy(self, address: SocketAddr) -> bool {
+        match self {
+            Kind::Etcd => etcd::healthy(address).await,
+            Kind::Consul => consul::healthy(address).await,
+            Kind::ZooKeeper => zookeeper::healthy(address).await,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// A server with its data on disk. It ends when this is dropped, or when the test process ends in whatever way.
+pub struct Server {
+    kind: Kind,
+    ports: Vec<u16>,
+    process: Mutex<Process>,
+}
+
+impl Server {
+    /// Starts a server of the test's own and waits until it is healthy. `None` skips the test, after saying so on stderr:
+    /// the server isn't installed, and nobody demanded that it be.
+    pub async fn start(kind: Kind) -> Option<Server> {
+        if let Some(missing) = kind.missing() {
+            skip(kind, &missing);
+            return None;
+        }
+        let mut failure = String::new();
+        for _ in 0..START_ATTEMPTS {
+            let server = Server::new(kind);
+            match server.launch().await {
+                Ok(()) => return Some(server),
+                Err(reason) => failure = reason,
+            }
+        }
+        panic!("{failure}");
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports[0]).into()
+    }
+
+    /// A store URL with all keys under `namespace`.
+    pub fn url(&self, namespace: &str) -> String {
+        format!("{}://{}/{namespace}", self.kind.scheme(), self.address())
+    }
+
+    /// A new proxy in front of the server, which counts what the server's protocol lets it count.
+    pub fn proxy(&self) -> Proxy {
+        Proxy::start(self.kind, self.address())
+    }
+
+    /// The pid of the server, if it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process().pid()
+    }
+
+    /// Everything that the server writes is in here.
+    pub fn dir(&self) -> PathBuf {
+        self.process().dir().to_owned()
+    }
+
+    /// Kills the server as `kill -9` does. It is gone when this returns.
+    pub fn kill(&self) {
+        self.process().kill();
+    }
+
+    /// Stops the server in its tracks: its connections stay open, new ones are taken by the system, and nothing answers.
+    pub fn freeze(&self) {
+        self.process().freeze();
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) {
+        self.process().thaw();
+    }
+
+    /// Kills the server if it runs and starts it again, on the same ports, with the same data. Returns when it is healthy.
+    pub async fn restart(&self) {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while let Err(reason) = self.launch().await {
+            assert!(Instant::now() < deadline, "{reason}");
+        }
+    }
+
+    /// Kills the server, deletes its data, and starts it again on the same ports. Returns when it is healthy.
+    pub async fn wipe(&self) {
+        self.kill();
+        std::fs::remove_dir_all(self.dir().join("data")).expect("the server's data");
+        self.restart().await;
+    }
+
+    fn new(kind: Kind) -> Self {
+        let ports = (0..kind.ports()).map(|_| free_port()).collect();
+        Server { kind, ports, process: Mutex::new(Process::new()) }
+    }
+
+    /// Starts the process; an error tells why it isn't healthy.
+    async fn launch(&self) -> Result<(), String> {
+        let command = self.kind.command(&self.dir(), &self.ports);
+        self.process().start(&command);
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.is_healthy().await? {
+            if Instant::now() > deadline {
+                return Err(self.failure(&format!("isn't healthy after {START_TIMEOUT:?}")));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    async fn is_healthy(&self) -> Result<bool, String> {
+        let healthy = timeout(Duration::from_secs(2), self.kind.healthy(self.address())).await.unwrap_or(false);
+        // Asked after the other question: where the port was taken, the one who answered it is somebody else.
+        let exited = self.process().exited();
+        match exited {
+            Some(status) => Err(self.failure(&format!("ended by itself ({status})"))),
+            None => Ok(healthy),
+        }
+    }
+
+    fn failure(&self, what: &str) -> String {
+        format!("{} at {} {what}; its log ends with:\n{}", self.kind, self.address(), self.process().log_tail())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        // A test that panicked while it held the lock has failed already; others may go on.
+        self.process.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+fn skip(kind: Kind, missing: &str) {
+    let reason = format!("{kind} isn't installed here ({missing}); run scripts/install-servers");
+    let demanded = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    assert!(!demanded("CI") && !demanded("KVACTOR_REQUIRE_SERVERS"), "{reason}");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Not `eprintln!`, which libtest shows only of tests that fail.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
+}
+
+/// Whether `name` is a program on PATH.
+pub(super) fn on_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
+}

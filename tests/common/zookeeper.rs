@@ -1,0 +1,74 @@
+//! How ZooKeeper is run and asked.
+
+use super::server::on_path;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// For clients.
+pub const PORTS: usize = 1;
+
+/// One tick; sessions last from 2 to 20 of them.
+pub const TICK_MS: u64 = 500;
+
+/// Where Debian puts the jars, and those that a server without its admin pages needs.
+const JAR_DIR: &str = "/usr/share/java";
+const JARS: [&str; 7] =
+    ["zookeeper", "zookeeper-jute", "slf4j-api", "slf4j-simple", "metrics-core", "netty-all", "snappy-java"];
+
+pub fn missing() -> Option<String> {
+    if !on_path("java") {
+        return Some("no `java` on PATH".to_owned());
+    }
+    let jar = jars().next()?;
+    (own_classpath().is_none() && !jar.is_file()).then(|| format!("no {}", jar.display()))
+}
+
+pub fn command(dir: &Path, ports: &[u16]) -> Vec<String> {
+    let config = format!(
+        "tickTime={TICK_MS}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\nmaxClientCnxns=0\n\
+         admin.enableServer=false\n4lw.commands.whitelist=*\n",
+        dir.join("data").display(),
+        ports[0]
+    );
+    let file = dir.join("zoo.cfg");
+    std::fs::write(&file, config).expect("the server's configuration");
+    let options = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+    let mut command = vec!["java".to_owned()];
+    command.extend(options.map(str::to_owned));
+    // Its file in the system's temporary directory would stay behind when the server is killed.
+    command.push("-XX:-UsePerfData".to_owned());
+    command.extend(["-cp".to_owned(), classpath()]);
+    command.push("org.apache.zookeeper.server.quorum.QuorumPeerMain".to_owned());
+    command.push(file.display().to_string());
+    command
+}
+
+fn classpath() -> String {
+    let found = || jars().filter(|jar| jar.is_file()).map(|jar| jar.display().to_string());
+    own_classpath().unwrap_or_else(|| found().collect::<Vec<_>>().join(":"))
+}
+
+fn own_classpath() -> Option<String> {
+    std::env::var("KVACTOR_ZOOKEEPER_CLASSPATH").ok().filter(|path| !path.is_empty())
+}
+
+fn jars() -> impl Iterator<Item = PathBuf> {
+    JARS.iter().map(|name| Path::new(JAR_DIR).join(format!("{name}.jar")))
+}
+
+pub async fn healthy(address: SocketAddr) -> bool {
+    // Before it serves requests the answer says that it doesn't, and names no mode.
+    four_letters(address, "srvr").await.is_ok_and(|answer| answer.contains("Mode: "))
+}
+
+/// The answer to one of ZooKeeper's four-letter words.
+pub async fn four_letters(address: SocketAddr, word: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(word.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
