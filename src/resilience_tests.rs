@@ -1,5 +1,7 @@
 //! What a store does when its driver fails, hangs, panics or loses its session: everything but the drivers themselves.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use crate::config::Options;
 use crate::error::Error;
 use crate::flaky::Fault::{Fail, Hang, LoseAnswer, None as Fine, Panic, Wait};
