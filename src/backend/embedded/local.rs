@@ -135,12 +135,10 @@ impl Connector for LocalConnector {
 
 /// The writer's loop, which ends when the session is closed or the file can't be written.
 fn write(mut file: File, mut state: State, published: &Published, inbox: &Receiver<Job>) {
+    let mut pace = Pace::default();
     loop {
-        let jobs = match next_jobs(inbox, state.next_expiry()) {
-            Ok(jobs) => jobs,
-            Err(Closed) => return,
-        };
-        let now = Instant::now();
+        let Ok(jobs) = next_jobs(inbox, state.next_expiry(), &pace) else { return };
+        let (now, batch) = (Instant::now(), jobs.len());
         let mut changes = state.due(now);
         state.apply(changes.clone());
         let mut answers = Vec::with_capacity(jobs.len());
@@ -157,6 +155,7 @@ fn write(mut file: File, mut state: State, published: &Published, inbox: &Receiv
             answers.into_iter().for_each(|(answer, _)| drop(answer.send(Err(failed.clone()))));
             return;
         }
+        pace = Pace { batch, commit: now.elapsed() };
         published.write().apply(changes);
         answers.into_iter().for_each(|(answer, decided)| drop(answer.send(Ok(decided))));
     }
@@ -165,8 +164,18 @@ fn write(mut file: File, mut state: State, published: &Published, inbox: &Receiv
 /// The session is over.
 struct Closed;
 
+/// The batch before, by which the next is gathered.
+#[derive(Default)]
+struct Pace {
+    batch: usize,
+    commit: Duration,
+}
+
 /// All commands that wait, once there is one; none when an entry's time is over first.
-fn next_jobs(inbox: &Receiver<Job>, expiry: Option<Instant>) -> Result<Vec<Job>, Closed> {
+///
+/// Callers who were answered together come back together, but not at one instant: without a moment's patience the first to
+/// come back would be committed alone, and all others a whole commit later.
+fn next_jobs(inbox: &Receiver<Job>, expiry: Option<Instant>, pace: &Pace) -> Result<Vec<Job>, Closed> {
     let first = match expiry {
         None => inbox.recv().map_err(|_| Closed)?,
         Some(at) => match inbox.recv_timeout(at.saturating_duration_since(Instant::now())) {
@@ -175,7 +184,14 @@ fn next_jobs(inbox: &Receiver<Job>, expiry: Option<Instant>) -> Result<Vec<Job>,
             Err(RecvTimeoutError::Disconnected) => return Err(Closed),
         },
     };
-    Ok(std::iter::once(first).chain(inbox.try_iter()).take(BATCH).collect())
+    let mut jobs = vec![first];
+    let patience = Instant::now() + pace.commit / 8;
+    while jobs.len() < pace.batch {
+        let Ok(job) = inbox.recv_timeout(patience.saturating_duration_since(Instant::now())) else { break };
+        jobs.push(job);
+    }
+    jobs.extend(inbox.try_iter().take(BATCH));
+    Ok(jobs)
 }
 
 /// The file.
@@ -186,7 +202,9 @@ struct File {
 
 impl File {
     fn open(path: &std::path::Path) -> Result<Self> {
-        let database = Database::create(path).map_err(|error| cannot_open(path, error))?;
+        let mut database = Database::create(path).map_err(|error| cannot_open(path, error))?;
+        // All of it is read right afterwards: what the checksums don't cover would be taken for the truth.
+        database.check_integrity().map_err(|error| cannot_open(path, error))?;
         Ok(File { database, path: path.to_owned() })
     }
 
@@ -294,8 +312,8 @@ fn cannot_open(path: &std::path::Path, error: DatabaseError) -> Error {
         DatabaseError::Storage(StorageError::Io(error)) => match error.kind() {
             std::io::ErrorKind::NotFound => invalid("its directory does not exist; make it first".into()),
             std::io::ErrorKind::PermissionDenied => invalid("this process may not read and write it".into()),
-            std::io::ErrorKind::InvalidData => damaged(path, error),
-            _ => invalid(error.to_string()),
+            std::io::ErrorKind::IsADirectory => invalid("it is a directory".into()),
+            _ => damaged(path, error),
         },
         other => damaged(path, other),
     }
