@@ -1,1 +1,156 @@
-//! The zookeeper driver.
+//! The zookeeper driver, on the `zookeeper-client` crate.
+//!
+//! - `connect`: opening a session with an ensemble.
+//! - `path` and `node`: how a key becomes a znode, and which znodes are keys.
+//! - `session`: the steps that calls are made of; `batch`: several of them at one moment.
+//! - `key`, `walk` and `tree`, `lease`, `txn`: the calls.
+//! - `errors`: what failures mean.
+
+mod batch;
+mod connect;
+mod errors;
+mod key;
+mod lease;
+mod node;
+mod path;
+mod session;
+mod tree;
+mod txn;
+mod walk;
+
+pub(crate) use connect::connector;
+
+use self::session::Session;
+use crate::backend::{Backend, Lease};
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::types::{Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+use zookeeper_client::{SessionState, StateWatcher};
+
+/// A session with an ensemble, until it is closed.
+struct ZooKeeper {
+    /// Calls hold it too while they last. None: closed.
+    session: RefCell<Option<Rc<Session>>>,
+    state: StateWatcher,
+    /// The server's name for the session.
+    id: String,
+    servers: String,
+}
+
+impl ZooKeeper {
+    fn new(session: Session) -> Self {
+        ZooKeeper {
+            state: session.client.state_watcher(),
+            id: session.client.session_id().to_string(),
+            servers: session.servers.clone(),
+            session: RefCell::new(Some(Rc::new(session))),
+        }
+    }
+
+    /// The session, if its link is up. Without this check requests would queue up in the client library, and be sent whenever
+    /// the link is back.
+    fn session(&self) -> Result<Rc<Session>> {
+        let session = self.session.borrow().clone().ok_or(Error::Closed)?;
+        match session.client.state() {
+            SessionState::SyncConnected => Ok(session),
+            state => Err(errors::of_state(&self.servers, state)),
+        }
+    }
+
+    /// The first state, the present one included, that is among those wanted.
+    async fn state_that(&self, wanted: impl Fn(SessionState) -> bool) -> SessionState {
+        let mut watcher = self.state.clone();
+        let mut state = watcher.state();
+        while !wanted(state) {
+            state = watcher.changed().await;
+        }
+        state
+    }
+}
+
+fn is_final(state: SessionState) -> bool {
+    matches!(state, SessionState::Expired | SessionState::AuthFailed | SessionState::Closed)
+}
+
+#[async_trait(?Send)]
+impl Backend for ZooKeeper {
+    async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
+        self.session()?.get(key, consistency).await
+    }
+
+    async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool> {
+        self.session()?.exists(key, consistency).await
+    }
+
+    async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
+        self.session()?.put(key, value).await
+    }
+
+    async fn put_leased(&self, key: &Key, value: &Bytes, _ttl: Duration) -> Result<(Version, Lease)> {
+        self.session()?.put_leased(key, value).await
+    }
+
+    async fn renew(&self, lease: &Lease) -> Result<()> {
+        self.session()?.renew(lease).await
+    }
+
+    async fn expire(&self, lease: &Lease) -> Result<()> {
+        self.session()?.expire(lease).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.session()?.delete(key).await
+    }
+
+    async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+        self.session()?.list(dir, options).await
+    }
+
+    async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+        self.session()?.list_keys(dir, options).await
+    }
+
+    async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
+        self.session()?.delete_tree(dir).await
+    }
+
+    async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
+        self.session()?.atomic_put(key, value, expected).await
+    }
+
+    async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
+        self.session()?.atomic_delete(key, version).await
+    }
+
+    async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+        self.session()?.txn(checks, operations).await
+    }
+
+    async fn disrupted(&self) -> Error {
+        let state = self.state_that(|state| state != SessionState::SyncConnected).await;
+        errors::of_state(&self.servers, state)
+    }
+
+    async fn recover(&self) -> Result<()> {
+        match self.state_that(|state| state == SessionState::SyncConnected || is_final(state)).await {
+            SessionState::SyncConnected => Ok(()),
+            state => Err(errors::of_state(&self.servers, state)),
+        }
+    }
+
+    fn session(&self) -> Option<String> {
+        Some(self.id.clone())
+    }
+
+    /// The session ends when its last user lets go of it; the server has then removed its ephemeral znodes.
+    async fn close(&self) -> Result<()> {
+        drop(self.session.take());
+        self.state_that(is_final).await;
+        Ok(())
+    }
+}

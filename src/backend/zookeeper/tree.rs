@@ -1,0 +1,164 @@
+//! The calls on a directory: listing, and deleting a tree.
+
+use super::batch::{Batch, is_conflict};
+use super::node;
+use super::session::Session;
+use super::walk::{Found, Quest};
+use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::types::{Consistency, Depth, KvPair, ListOptions, Page};
+use std::collections::BTreeMap;
+use zookeeper_client::{Error as Failure, Stat};
+
+/// How many znodes one multi deletes at most: so many that even the longest paths fit into a packet.
+const BATCH_SIZE: usize = 256;
+
+/// A directory's own znode.
+struct Top {
+    path: String,
+    stat: Stat,
+    /// The names of the znodes in it.
+    names: Vec<String>,
+}
+
+/// A znode to delete.
+struct Doomed {
+    path: String,
+    stat: Stat,
+    is_key: bool,
+}
+
+impl Session {
+    pub(super) async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+        let found = self.find(dir, options, true).await?;
+        let pairs = found.into_iter().map(|(key, Found { stat, value, .. })| KvPair {
+            key,
+            value,
+            version: node::version(&stat),
+        });
+        Ok(Page::cut(pairs.collect(), options.limit, false, |pair| &pair.key))
+    }
+
+    pub(super) async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+        let found = self.find(dir, options, false).await?;
+        Ok(Page::cut(found.into_keys().collect(), options.limit, false, |key| key))
+    }
+
+    /// The keys of a listing, one more than its limit at least where there are more.
+    async fn find(&self, dir: &Dir, options: &ListOptions, values: bool) -> Result<BTreeMap<Key, Found>> {
+        let continued = options.after.is_some();
+        let Some(top) = self.open_dir(dir, options.consistency).await? else {
+            return if continued || dir.is_root() { Ok(BTreeMap::new()) } else { Err(Error::key_not_found(dir)) };
+        };
+        let descend = options.depth == Depth::Recursive;
+        let enough = options.limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
+        let quest = Quest { values, descend, vacant: false, after: options.after.as_ref(), enough };
+        let found = self.walk(dir, &top.names, quest).await?;
+        if found.is_empty() && !continued && !self.is_listable(dir, &top, descend).await? {
+            return Err(Error::key_not_found(dir));
+        }
+        Ok(found)
+    }
+
+    /// The directory's znode and the names in it; none where it isn't there.
+    async fn open_dir(&self, dir: &Dir, consistency: Consistency) -> Result<Option<Top>> {
+        let path = self.paths.dir(dir);
+        let synced = self.synced(consistency, &path);
+        let read = self.client.get_children(&path);
+        let (synced, read) = tokio::join!(synced, read);
+        synced?;
+        match read {
+            Ok((names, stat)) => Ok(Some(Top { path, stat, names })),
+            Err(Failure::NoNode) => Ok(None),
+            Err(failure) => Err(self.read_error(failure)),
+        }
+    }
+
+    /// Whether a directory in which no key was found may be listed all the same: the root, a key without children, and one
+    /// that has keys further down than the listing went.
+    async fn is_listable(&self, dir: &Dir, top: &Top, descended: bool) -> Result<bool> {
+        if dir.is_root() || self.identify(&top.path, top.stat).await?.is_key() {
+            return Ok(true);
+        }
+        if descended || top.names.is_empty() {
+            return Ok(false);
+        }
+        let quest = Quest { vacant: false, enough: 1, ..Quest::EVERYTHING };
+        Ok(!self.walk(dir, &top.names, quest).await?.is_empty())
+    }
+
+    /// Deletes the keys that are beneath `dir` now, and the directories that are empty then. Keys made or written meanwhile
+    /// may stay: they count as written after the deletion.
+    pub(super) async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
+        let Some(top) = self.open_dir(dir, Consistency::Linearizable).await? else {
+            return if dir.is_root() { Ok(0) } else { Err(Error::key_not_found(dir)) };
+        };
+        let found = self.walk(dir, &top.names, Quest::EVERYTHING).await?;
+        let some = found.values().any(|found| found.is_key);
+        if !some && !self.is_listable(dir, &top, true).await? {
+            return Err(Error::key_not_found(dir));
+        }
+        let count = self.delete_all(&self.doomed(found)).await?;
+        if !dir.is_root() {
+            self.sweep(&top.path).await;
+        }
+        Ok(count)
+    }
+
+    /// What is to be deleted, the deepest first. Ephemeral znodes that are no keys belong to another program's living session.
+    fn doomed(&self, found: BTreeMap<Key, Found>) -> Vec<Doomed> {
+        let ours = found.into_iter().rev().filter(|(_, found)| found.is_key || found.stat.ephemeral_owner == 0);
+        ours.map(|(key, Found { stat, is_key, .. })| Doomed { path: self.paths.key(&key), stat, is_key }).collect()
+    }
+
+    /// Deletes these in batches, each at the version seen, and returns how many of them were keys. A batch in which something
+    /// has changed since is halved until the changed znodes are alone.
+    async fn delete_all(&self, doomed: &[Doomed]) -> Result<u64> {
+        let mut rest: Vec<&[Doomed]> = doomed.chunks(BATCH_SIZE).rev().collect();
+        let mut count = 0;
+        while let Some(batch) = rest.pop() {
+            let deleted = match batch {
+                [] => Ok(Some(0)),
+                [one] => self.delete_one(one).await.map(Some),
+                many => self.delete_batch(many).await,
+            };
+            match deleted {
+                Ok(Some(keys)) => count += keys,
+                Ok(None) => {
+                    let (first, second) = batch.split_at(batch.len() / 2);
+                    rest.extend([second, first]);
+                }
+                Err(Error::Unreachable { reason, source }) if count > 0 => {
+                    return Err(Error::Indeterminate {
+                        reason: format!("{count} keys were deleted, then {reason}"),
+                        source,
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
+    }
+
+    /// How many keys a batch deleted; none where it met a conflict and deleted nothing.
+    async fn delete_batch(&self, doomed: &[Doomed]) -> Result<Option<u64>> {
+        let mut batch = Batch::new(self);
+        doomed.iter().for_each(|one| batch.delete(&one.path, one.stat.version));
+        let keys = doomed.iter().map(|one| u64::from(one.is_key)).sum();
+        match batch.send().await {
+            Ok(_) => Ok(Some(keys)),
+            Err(failure) if is_conflict(&failure) => Ok(None),
+            Err(failure) => Err(self.write_error(failure)),
+        }
+    }
+
+    async fn delete_one(&self, doomed: &Doomed) -> Result<u64> {
+        if doomed.is_key {
+            // What was beneath it is deleted by now; if not, the server says so and a marker is left.
+            let stat = Stat { num_children: 0, ..doomed.stat };
+            return Ok(u64::from(self.remove(&doomed.path, &stat).await?));
+        }
+        let deleted = self.client.delete(&doomed.path, Some(doomed.stat.version)).await;
+        self.settled(deleted).map(|_| 0)
+    }
+}

@@ -1,0 +1,303 @@
+//! Transactions.
+//!
+//! A multi is all or nothing, but it can't read, and all it can expect of a znode is a version. So a transaction looks at its
+//! keys, judges the checks, and sends a multi that is pinned to what it saw: to the versions, and to absence by making a
+//! znode and deleting it again. Where that meets a conflict nothing was changed, and the transaction looks anew.
+
+use super::batch::{self, Batch, is_conflict};
+use super::errors;
+use super::node::{self, Node};
+use super::path;
+use super::session::{ATTEMPTS, Session};
+use crate::error::{Error, Result};
+use crate::types::{Check, Condition, Consistency, Operation, OperationResult, TxnOutcome};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use zookeeper_client::{CreateMode, Error as Failure, Stat};
+
+/// What a transaction does to a key.
+enum Change<'t> {
+    /// It is only checked.
+    None,
+    /// It gets this data, by the operation at this position.
+    Put(Cow<'t, [u8]>, usize),
+    Delete,
+}
+
+/// The keys of a transaction by their paths, so that directories come before what is in them.
+type Parts<'t> = BTreeMap<String, Change<'t>>;
+
+/// What a transaction saw.
+struct View {
+    /// The znodes of its keys.
+    nodes: BTreeMap<String, Node>,
+    /// The znodes above keys that are missing.
+    above: BTreeMap<String, Option<Stat>>,
+}
+
+impl View {
+    fn node(&self, path: &str) -> Node {
+        self.nodes.get(path).copied().unwrap_or(Node::Missing)
+    }
+
+    fn stat(&self, path: &str) -> Option<&Stat> {
+        match self.nodes.get(path) {
+            Some(node) => node.stat(),
+            None => self.above.get(path)?.as_ref(),
+        }
+    }
+}
+
+impl Session {
+    pub(super) async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+        let conditions = self.conditions(checks)?;
+        let parts = self.parts(&conditions, operations)?;
+        for _ in 0..ATTEMPTS {
+            let view = self.survey(&parts).await?;
+            let failed = conditions.iter().position(|(path, condition)| !holds(condition, view.node(path)));
+            if let Some(index) = failed {
+                return Ok(TxnOutcome::CheckFailed { index });
+            }
+            let plan = Plan::new(self, &parts, &view)?;
+            if let Some(stats) = self.commit(plan).await? {
+                return Ok(TxnOutcome::Committed(self.results(operations, &stats)?));
+            }
+        }
+        Err(self.contended("the transaction's keys"))
+    }
+
+    fn conditions<'t>(&self, checks: &'t [Check]) -> Result<Vec<(String, &'t Condition)>> {
+        for check in checks {
+            if let Condition::Version(version) = &check.condition {
+                node::check_origin(version)?;
+            }
+        }
+        Ok(checks.iter().map(|check| (self.paths.key(&check.key), &check.condition)).collect())
+    }
+
+    fn parts<'t>(&self, conditions: &[(String, &Condition)], operations: &'t [Operation]) -> Result<Parts<'t>> {
+        let mut parts: Parts<'t> = conditions.iter().map(|(path, _)| (path.clone(), Change::None)).collect();
+        let mut bytes = 0;
+        for (index, operation) in operations.iter().enumerate() {
+            let change = match operation {
+                Operation::Put { value, .. } => Change::Put(node::encode(value), index),
+                Operation::Delete { .. } => Change::Delete,
+            };
+            bytes += if let Change::Put(data, _) = &change { data.len() } else { 0 };
+            parts.insert(self.paths.key(operation.key()), change);
+        }
+        check_size(bytes).map(|()| parts)
+    }
+
+    async fn survey(&self, parts: &Parts<'_>) -> Result<View> {
+        let synced = self.synced(Consistency::Linearizable, "/");
+        let stats = self.send_stats(parts.keys());
+        let (synced, stats) = tokio::join!(synced, stats);
+        synced?;
+        let mut nodes = BTreeMap::new();
+        for (path, stat) in stats? {
+            let node = match stat {
+                Some(stat) => self.identify(&path, stat).await?,
+                None => Node::Missing,
+            };
+            nodes.insert(path, node);
+        }
+        let missing = nodes.iter().filter(|(_, node)| node.stat().is_none());
+        let above: BTreeSet<String> = missing.flat_map(|(path, _)| path::ancestors(path)).map(str::to_owned).collect();
+        let above = self.send_stats(above.iter()).await?;
+        Ok(View { nodes, above })
+    }
+
+    fn send_stats<'p>(
+        &self,
+        paths: impl Iterator<Item = &'p String>,
+    ) -> impl Future<Output = Result<BTreeMap<String, Option<Stat>>>> {
+        let looks: Vec<_> = paths.map(|path| (path.clone(), self.client.check_stat(path))).collect();
+        async move {
+            let mut stats = BTreeMap::new();
+            for (path, look) in looks {
+                stats.insert(path, look.await.map_err(|failure| self.read_error(failure))?);
+            }
+            Ok(stats)
+        }
+    }
+
+    /// The stats after each operation that put a key, by the operation's position; none where the plan met a conflict.
+    async fn commit(&self, plan: Plan<'_>) -> Result<Option<BTreeMap<usize, Stat>>> {
+        let Plan { batch, puts, abandoned, .. } = plan;
+        if batch.len() == 0 {
+            return Ok(Some(BTreeMap::new()));
+        }
+        check_size(batch.bytes())?;
+        let sent = batch.send();
+        let swept = self.send_sweep(abandoned.iter().map(String::as_str));
+        match tokio::join!(sent, swept).0 {
+            Ok(stats) => {
+                Ok(Some(puts.into_iter().filter_map(|(index, at)| Some((index, stats.get(at).copied()??))).collect()))
+            }
+            Err(failure) if is_conflict(&failure) || failure == Failure::NoChildrenForEphemerals => Ok(None),
+            Err(failure) => Err(self.write_error(failure)),
+        }
+    }
+
+    fn results(&self, operations: &[Operation], stats: &BTreeMap<usize, Stat>) -> Result<Vec<OperationResult>> {
+        let result = |(index, operation): (usize, &Operation)| match (operation, stats.get(&index)) {
+            (Operation::Delete { .. }, _) => Ok(OperationResult::Deleted),
+            (Operation::Put { .. }, Some(stat)) => Ok(OperationResult::Put(node::version(stat))),
+            (Operation::Put { .. }, None) => {
+                Err(self.write_error(Failure::UnexpectedError("a multi was answered without the stat of a set".into())))
+            }
+        };
+        operations.iter().enumerate().map(result).collect()
+    }
+}
+
+fn holds(condition: &Condition, node: Node) -> bool {
+    match (condition, node) {
+        (Condition::Exists, node) => node.is_key(),
+        (Condition::Absent, node) => !node.is_key(),
+        (Condition::Version(version), Node::Key(stat)) => node::version(&stat) == *version,
+        (Condition::Version(_), Node::Vacant(_) | Node::Missing) => false,
+    }
+}
+
+fn check_size(bytes: usize) -> Result<()> {
+    if bytes <= batch::MAX_BYTES {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "a transaction of {bytes} bytes; ZooKeeper takes {} at once, so make it several",
+        batch::MAX_BYTES
+    )))
+}
+
+/// The multi of a transaction: first the pins, then the deletions, the deepest first, then the puts, directories first.
+struct Plan<'p> {
+    batch: Batch<'p>,
+    parts: &'p Parts<'p>,
+    view: &'p View,
+    /// Znodes made and deleted again, to prove that they were missing.
+    pinned: BTreeSet<&'p str>,
+    /// Znodes that the multi has deleted so far.
+    gone: BTreeSet<&'p str>,
+    /// Znodes that the multi has made or found persistent so far.
+    made: BTreeSet<&'p str>,
+    /// Where in the multi each put's data is set: position of the operation, position in the multi.
+    puts: Vec<(usize, usize)>,
+    /// Directories that may be empty afterwards.
+    abandoned: Vec<String>,
+}
+
+impl<'p> Plan<'p> {
+    fn new(session: &'p Session, parts: &'p Parts<'p>, view: &'p View) -> Result<Self> {
+        let mut plan = Plan {
+            batch: Batch::new(session),
+            parts,
+            view,
+            pinned: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            made: BTreeSet::new(),
+            puts: Vec::new(),
+            abandoned: Vec::new(),
+        };
+        plan.pin_all();
+        plan.delete_all(session);
+        plan.put_all()?;
+        Ok(plan)
+    }
+
+    /// Pins each key that no operation pins by writing to it.
+    fn pin_all(&mut self) {
+        for (path, change) in self.parts {
+            match (change, self.view.node(path)) {
+                (Change::Put(..), _) | (Change::Delete, Node::Key(_)) => {}
+                (_, Node::Key(stat) | Node::Vacant(stat)) => self.batch.check(path, stat.version),
+                (_, Node::Missing) => self.pin_absence(path),
+            }
+        }
+    }
+
+    /// Proves that the uppermost missing znode on the way to `path` is missing, and with it all beneath.
+    fn pin_absence(&mut self, path: &'p str) {
+        let view = self.view;
+        let missing = path::ancestors(path).find(|dir| view.stat(dir).is_none()).unwrap_or(path);
+        let parent = path::parent(missing).and_then(|parent| Some((parent, view.stat(parent)?)));
+        match parent {
+            // Nothing can be beneath an ephemeral znode, nor can anything be made there for proof.
+            Some((parent, stat)) if node::is_ephemeral(stat) => self.batch.check(parent, stat.version),
+            _ if self.pinned.insert(missing) => {
+                self.batch.create(missing, CreateMode::Persistent);
+                self.batch.delete(missing, 0);
+            }
+            _ => {}
+        }
+    }
+
+    fn delete_all(&mut self, session: &Session) {
+        for (path, change) in self.parts.iter().rev() {
+            if let (Change::Delete, Node::Key(stat)) = (change, self.view.node(path)) {
+                self.delete(session, path, &stat);
+            }
+        }
+    }
+
+    fn delete(&mut self, session: &Session, path: &'p str, stat: &Stat) {
+        let stays = stat.num_children > 0 || (self.is_put_beneath(path) && !node::is_ephemeral(stat));
+        if stays {
+            self.batch.set(path, node::MARKER, stat.version);
+            self.abandoned.push(path.to_owned());
+        } else {
+            self.batch.delete(path, stat.version);
+            self.gone.insert(path);
+            self.abandoned.extend(session.paths.directory_of(path).map(str::to_owned));
+        }
+    }
+
+    fn is_put_beneath(&self, path: &str) -> bool {
+        let prefix = format!("{path}/");
+        let beneath = self.parts.range(prefix.clone()..).take_while(|(other, _)| other.starts_with(&prefix));
+        beneath.into_iter().any(|(_, change)| matches!(change, Change::Put(..)))
+    }
+
+    fn put_all(&mut self) -> Result<()> {
+        for (path, change) in self.parts {
+            if let Change::Put(data, index) = change {
+                self.put(path, data)?;
+                self.puts.push((*index, self.batch.len() - 1));
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, path: &'p str, data: &[u8]) -> Result<()> {
+        match self.view.node(path) {
+            Node::Missing => {
+                self.make_directories(path)?;
+                self.batch.create_key(path, data, CreateMode::Persistent);
+            }
+            Node::Key(stat) | Node::Vacant(stat) if node::goes_away(&stat) => {
+                self.batch.delete(path, stat.version);
+                self.batch.create_key(path, data, CreateMode::Persistent);
+            }
+            Node::Key(stat) | Node::Vacant(stat) => self.batch.set(path, data, stat.version),
+        }
+        self.made.insert(path);
+        Ok(())
+    }
+
+    fn make_directories(&mut self, path: &'p str) -> Result<()> {
+        for dir in path::ancestors(path) {
+            let present = if self.gone.contains(dir) { None } else { self.view.stat(dir) };
+            match present {
+                _ if self.made.contains(dir) => {}
+                Some(stat) if node::is_ephemeral(stat) => return Err(errors::beneath_ttl_key()),
+                Some(_) => {}
+                None => {
+                    self.batch.create(dir, CreateMode::Persistent);
+                    self.made.insert(dir);
+                }
+            }
+        }
+        Ok(())
+    }
+}

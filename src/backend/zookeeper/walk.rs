@@ -1,0 +1,249 @@
+//! Walking what is beneath a directory.
+//!
+//! ZooKeeper has no request for a whole tree: a walk asks znode by znode, [`IN_FLIGHT`] at a time, those first that come
+//! first in the order of the keys' bytes. It ends as soon as enough is found and nothing unread could come before it.
+
+use super::node::{self, Node};
+use super::session::Session;
+use crate::error::Result;
+use crate::key::{Dir, Key};
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::collections::{BTreeMap, BTreeSet};
+use zookeeper_client::{Error as Failure, Stat};
+
+/// How many requests of one walk are on their way at once.
+const IN_FLIGHT: usize = 64;
+
+/// What a walk is after.
+#[derive(Clone, Copy)]
+pub(super) struct Quest<'q> {
+    /// The values too.
+    pub(super) values: bool,
+    /// Also what is beneath the directory's own children.
+    pub(super) descend: bool,
+    /// Also znodes that are no keys.
+    pub(super) vacant: bool,
+    /// Only what comes behind this key.
+    pub(super) after: Option<&'q Key>,
+    /// At most so many entries need to be found; more may be.
+    pub(super) enough: usize,
+}
+
+impl Quest<'_> {
+    /// All znodes of a tree.
+    pub(super) const EVERYTHING: Self =
+        Quest { values: false, descend: true, vacant: true, after: None, enough: usize::MAX };
+}
+
+/// A znode found.
+pub(super) struct Found {
+    pub(super) is_key: bool,
+    pub(super) stat: Stat,
+    /// The value, where the quest is after values.
+    pub(super) value: Bytes,
+}
+
+impl Found {
+    fn new(stat: Stat, data: Vec<u8>) -> Self {
+        Found { is_key: Node::of(stat, &data).is_key(), stat, value: node::decode(data) }
+    }
+
+    fn without_value(node: Node) -> Option<Self> {
+        node.stat().map(|stat| Found { is_key: node.is_key(), stat: *stat, value: Bytes::new() })
+    }
+}
+
+/// What to ask: for a znode, or for the names of its children. Sorting visits sorts the keys that come of them: `a`, then
+/// `a-b`, then what is beneath `a/`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Visit {
+    /// The key, with a slash behind it where its children are meant.
+    order: String,
+    key: Key,
+}
+
+impl Visit {
+    fn node(key: Key) -> Self {
+        Visit { order: key.as_str().to_owned(), key }
+    }
+
+    fn children(key: Key) -> Self {
+        Visit { order: format!("{key}/"), key }
+    }
+
+    fn is_children(&self) -> bool {
+        self.order.len() > self.key.len()
+    }
+
+    /// Whether a key behind `after` can come of this. All keys beneath `a` are before `a0`, as `0` follows `/`.
+    fn leads_behind(&self, after: &Key, descend: bool) -> bool {
+        self.order.as_str() > after.as_str() || (descend && format!("{}0", self.key).as_str() > after.as_str())
+    }
+}
+
+/// What came of a visit.
+#[derive(Default)]
+struct Seen {
+    found: Option<Found>,
+    children: Vec<String>,
+    /// There are children whose names are to be asked for.
+    unread: bool,
+}
+
+/// A walk in progress.
+struct Walk<'q> {
+    quest: Quest<'q>,
+    /// Not asked yet.
+    open: BTreeSet<Visit>,
+    /// Asked and not answered yet.
+    asked: BTreeSet<Visit>,
+    found: BTreeMap<Key, Found>,
+}
+
+impl Session {
+    /// What is beneath `dir`, whose children have these names.
+    pub(super) async fn walk(&self, dir: &Dir, names: &[String], quest: Quest<'_>) -> Result<BTreeMap<Key, Found>> {
+        let (open, asked) = (BTreeSet::new(), BTreeSet::new());
+        let mut walk = Walk { quest, open, asked, found: BTreeMap::new() };
+        let mut answers = FuturesUnordered::new();
+        walk.open_children(self, dir, names);
+        while !walk.is_complete() {
+            while let Some(visit) = walk.next_visit() {
+                answers.push(self.visit(visit, quest));
+            }
+            let Some(answer) = answers.next().await else { break };
+            let (visit, seen) = answer?;
+            walk.take(self, &visit, seen);
+        }
+        Ok(walk.found)
+    }
+
+    async fn visit(&self, visit: Visit, quest: Quest<'_>) -> Result<(Visit, Seen)> {
+        let path = self.paths.key(&visit.key);
+        let seen = match (visit.is_children(), quest.values) {
+            (true, _) => self.see_names(&path).await?,
+            (false, true) => self.see_value(&path, quest.descend).await?,
+            (false, false) => self.see_node(&path, quest.descend).await?,
+        };
+        // A znode that has gone since its name was read is as if it had never been.
+        Ok((visit, seen.unwrap_or_default()))
+    }
+
+    async fn see_names(&self, path: &str) -> Result<Option<Seen>> {
+        let names = self.unless_gone(self.client.list_children(path).await)?;
+        Ok(names.map(|children| Seen { children, ..Seen::default() }))
+    }
+
+    async fn see_value(&self, path: &str, descend: bool) -> Result<Option<Seen>> {
+        let read = self.unless_gone(self.client.get_data(path).await)?;
+        Ok(read.map(|(data, stat)| Seen {
+            unread: descend && stat.num_children > 0,
+            found: Some(Found::new(stat, data)),
+            ..Seen::default()
+        }))
+    }
+
+    /// One request brings both the stat and the names of the children, where those are wanted.
+    async fn see_node(&self, path: &str, descend: bool) -> Result<Option<Seen>> {
+        let read = match descend {
+            true => self.unless_gone(self.client.get_children(path).await)?,
+            false => self.unless_gone(self.client.check_stat(path).await)?.flatten().map(|stat| (Vec::new(), stat)),
+        };
+        let Some((children, stat)) = read else { return Ok(None) };
+        let found = Found::without_value(self.identify(path, stat).await?);
+        Ok(Some(Seen { found, children, unread: false }))
+    }
+
+    fn unless_gone<T>(&self, result: Result<T, Failure>) -> Result<Option<T>> {
+        match result {
+            Ok(read) => Ok(Some(read)),
+            Err(Failure::NoNode) => Ok(None),
+            Err(failure) => Err(self.read_error(failure)),
+        }
+    }
+}
+
+impl Walk<'_> {
+    fn next_visit(&mut self) -> Option<Visit> {
+        if self.asked.len() >= IN_FLIGHT {
+            return None;
+        }
+        let visit = self.open.pop_first()?;
+        self.asked.insert(visit.clone());
+        Some(visit)
+    }
+
+    fn take(&mut self, session: &Session, visit: &Visit, seen: Seen) {
+        self.asked.remove(visit);
+        self.open_children(session, &visit.key.as_dir(), &seen.children);
+        if seen.unread {
+            self.open(Visit::children(visit.key.clone()));
+        }
+        let behind = self.quest.after.is_none_or(|after| visit.key > *after);
+        let found = seen.found.filter(|found| behind && (found.is_key || self.quest.vacant));
+        if let Some(found) = found {
+            self.found.insert(visit.key.clone(), found);
+        }
+    }
+
+    fn open_children(&mut self, session: &Session, dir: &Dir, names: &[String]) {
+        for key in names.iter().filter_map(|name| session.paths.child(dir, name)) {
+            self.open(Visit::node(key));
+        }
+    }
+
+    fn open(&mut self, visit: Visit) {
+        if self.quest.after.is_none_or(|after| visit.leads_behind(after, self.quest.descend)) {
+            self.open.insert(visit);
+        }
+    }
+
+    /// Whether enough is found that nothing unread can come before.
+    fn is_complete(&self) -> bool {
+        let unread = self.asked.first().into_iter().chain(self.open.first()).min();
+        let last = self.quest.enough.checked_sub(1).and_then(|index| self.found.keys().nth(index));
+        match (unread, last) {
+            (None, _) => true,
+            (Some(unread), Some(last)) => unread.order.as_str() > last.as_str(),
+            (Some(_), None) => self.quest.enough == 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> Key {
+        Key::parse(text).unwrap()
+    }
+
+    #[test]
+    fn visits_sort_as_the_keys_that_come_of_them() {
+        let mut visits =
+            vec![Visit::children(key("a")), Visit::node(key("a0")), Visit::node(key("a-b")), Visit::node(key("a"))];
+        visits.sort();
+        let order: Vec<_> = visits.iter().map(|visit| visit.order.as_str()).collect();
+        assert_eq!(order, ["a", "a-b", "a/", "a0"]);
+    }
+
+    #[test]
+    fn what_lies_before_the_continuation_is_not_visited() {
+        let after = key("b/m");
+        for (visit, expected) in [
+            (Visit::node(key("a")), false),
+            (Visit::children(key("a")), false),
+            (Visit::node(key("b")), true),
+            (Visit::children(key("b")), true),
+            (Visit::node(key("b/a")), false),
+            (Visit::node(key("b/m")), true),
+            (Visit::node(key("b/n")), true),
+            (Visit::node(key("c")), true),
+        ] {
+            assert_eq!(visit.leads_behind(&after, true), expected, "{visit:?}");
+        }
+        assert!(Visit::node(key("a")).leads_behind(&key("a-b"), true), "a/x is behind a-b");
+        assert!(!Visit::node(key("a")).leads_behind(&key("a-b"), false));
+    }
+}
