@@ -175,7 +175,11 @@ fn causes<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (
 
 /// The status in words: its message, and those of its causes that add to it.
 fn describe(status: &Status) -> String {
-    let mut text = status.message().to_owned();
+    let mut text = match (status.source(), status.code()) {
+        // HTTP/2 broke down, as it does when the other side doesn't speak it.
+        (Some(_), Code::Internal) => format!("is it etcd's port for clients, and without TLS? {}", status.message()),
+        _ => status.message().to_owned(),
+    };
     for cause in status.source().into_iter().flat_map(causes).map(ToString::to_string) {
         if text.is_empty() {
             text = cause;
