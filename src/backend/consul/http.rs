@@ -11,6 +11,7 @@ use awc::{Client, ClientResponse};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Deserialize;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 /// Connections to the agent, which takes 200 per client address by default; other stores and processes want some too.
@@ -54,6 +55,16 @@ pub(super) enum Effect {
     Repeatable,
     /// It writes: [`Error::Indeterminate`].
     Write,
+}
+
+impl Effect {
+    /// The effect of a transaction.
+    pub(super) fn of(ops: &[Op<'_>]) -> Self {
+        match ops.iter().any(Op::is_write) {
+            true => Effect::Write,
+            false => Effect::Repeatable,
+        }
+    }
 }
 
 /// A request: the path below `/v1/` with its query, if any.
@@ -169,10 +180,8 @@ impl Http {
         if body.len() > MAX_TXN_BODY {
             return Err(too_large_a_txn(body.len()));
         }
-        let writes = ops.iter().any(Op::is_write);
-        let effect = if writes { Effect::Write } else { Effect::Repeatable };
-        let mut request = Request::put("txn", body, effect);
-        if !writes {
+        let mut request = Request::put("txn", body, Effect::of(ops));
+        if request.effect == Effect::Repeatable {
             request.query = freshness(consistency).into();
         }
         let answer = self.send(request).await?;
@@ -253,9 +262,12 @@ impl Http {
     fn not_connected(&self, error: ConnectError) -> Error {
         let name = &self.name;
         match error {
-            ConnectError::Io(error) => {
-                Error::unreachable(format!("{name} takes no connection: {error}; is an agent listening there?"))
+            ConnectError::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                Error::unreachable(format!("{name} refuses connections; is an agent listening there?"))
                     .with_source(error)
+            }
+            ConnectError::Io(error) => {
+                Error::unreachable(format!("no connection to {name}: {error}")).with_source(error)
             }
             ConnectError::Timeout => Error::unreachable(format!("{name} didn't take a connection in time")),
             ConnectError::Resolver(error) => {
@@ -267,7 +279,7 @@ impl Http {
 
     /// The answer began and didn't end.
     fn cut_off(&self, error: PayloadError, effect: Effect) -> Error {
-        lost(effect, format!("the answer of {} was cut off: {error}", self.name)).with_source(error)
+        lost(effect, format!("the answer of {} was cut off", self.name)).with_source(error)
     }
 }
 

@@ -26,6 +26,7 @@ use awc::http::header::HeaderValue;
 use bytes::Bytes;
 use codec::{CreatedSession, NewSession, Op, encode_path};
 use http::{Effect, Http, Request, Settings, Transaction, freshness};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,7 +107,8 @@ impl Connector for ConsulConnector {
     async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>> {
         let endpoint =
             self.endpoints.get(index).ok_or_else(|| Error::backend(format!("there is no endpoint {index}")))?;
-        let consul = Consul { http: Http::new(endpoint, &self.settings), namespace: self.namespace.clone() };
+        let http = Http::new(endpoint, &self.settings);
+        let consul = Consul { http, namespace: self.namespace.clone(), reads_only: Cell::new(false) };
         consul.probe().await?;
         Ok(Rc::new(consul))
     }
@@ -116,6 +118,8 @@ impl Connector for ConsulConnector {
 struct Consul {
     http: Http,
     namespace: Namespace,
+    /// Whether the token was once found to be without the right to write a key.
+    reads_only: Cell<bool>,
 }
 
 fn version(index: u64) -> Version {
@@ -163,14 +167,39 @@ impl Consul {
         }
     }
 
-    /// Whether there is such a key: a transaction that fails if there is, and that carries no value.
-    async fn is_there(&self, key: &Key, consistency: Consistency) -> Result<bool> {
-        let path = self.namespace.path(key);
-        match self.http.txn(&[Op::CheckNotExists { path: &path }], consistency).await? {
-            Transaction::Applied(_) => Ok(false),
-            Transaction::Refused(_) => Ok(true),
+    /// Runs a transaction and returns the entries of its answer; none where an operation failed.
+    async fn run(&self, ops: &[Op<'_>], consistency: Consistency) -> Result<Option<Vec<Placed>>> {
+        match self.http.txn(ops, consistency).await? {
+            Transaction::Applied(body) => {
+                let entries = self.http.entries(&body, Effect::of(ops))?;
+                Ok(Some(entries.map(|entry| Placed::from(&entry)).collect()))
+            }
+            Transaction::Refused(_) => Ok(None),
             Transaction::TooLarge(said) => Err(Error::backend(said)),
         }
+    }
+
+    /// Whether there is such a key.
+    ///
+    /// A transaction tells without carrying the value, but takes the right to write the key. Who was denied that once reads the
+    /// value from then on.
+    async fn is_there(&self, key: &Key, consistency: Consistency) -> Result<bool> {
+        let path = self.namespace.path(key);
+        if !self.reads_only.get() {
+            match self.run(&[Op::CheckNotExists { path: &path }], consistency).await {
+                Err(Error::PermissionDenied { .. }) => self.reads_only.set(true),
+                applied => return applied.map(|applied| applied.is_none()),
+            }
+        }
+        Ok(self.read(&path, consistency).await?.is_some())
+    }
+
+    /// The value at a path and its index: where one key is asked for, the index of the answer is the key's own, however many
+    /// others change.
+    async fn read(&self, path: &str, consistency: Consistency) -> Result<Option<(Bytes, u64)>> {
+        let query = format!("raw&{}", freshness(consistency));
+        let read = self.http.read_keys(&format!("kv/{}", encode_path(path)), query).await?;
+        Ok(read.map(|(answer, index)| (answer.body, index)))
     }
 
     /// Why a key didn't have the version that was expected.
@@ -239,11 +268,8 @@ fn write_op<'a>(path: &'a str, operation: &'a Operation) -> Op<'a> {
 #[async_trait(?Send)]
 impl Backend for Consul {
     async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
-        let path = format!("kv/{}", encode_path(&self.namespace.path(key)));
-        // Where one key is asked for, the index of the answer is the key's own, also with other keys changing.
-        let query = format!("raw&{}", freshness(consistency));
-        match self.http.read_keys(&path, query).await? {
-            Some((answer, index)) => Ok(KvPair { key: key.clone(), value: answer.body, version: version(index) }),
+        match self.read(&self.namespace.path(key), consistency).await? {
+            Some((value, index)) => Ok(KvPair { key: key.clone(), value, version: version(index) }),
             None => Err(Error::key_not_found(key)),
         }
     }
@@ -299,10 +325,9 @@ impl Backend for Consul {
         let path = self.namespace.path(key);
         // A delete alone succeeds also where there is nothing.
         let ops = [Op::Get { path: &path }, Op::Delete { path: &path }];
-        match self.http.txn(&ops, Consistency::Linearizable).await? {
-            Transaction::Applied(_) => Ok(()),
-            Transaction::Refused(_) => Err(Error::key_not_found(key)),
-            Transaction::TooLarge(said) => Err(Error::backend(said)),
+        match self.run(&ops, Consistency::Linearizable).await? {
+            Some(_) => Ok(()),
+            None => Err(Error::key_not_found(key)),
         }
     }
 
@@ -348,10 +373,9 @@ impl Backend for Consul {
         let path = self.namespace.path(key);
         // `delete-cas` succeeds also where there is nothing.
         let ops = [Op::CheckIndex { path: &path, index: index(version)? }, Op::Delete { path: &path }];
-        match self.http.txn(&ops, Consistency::Linearizable).await? {
-            Transaction::Applied(_) => Ok(()),
-            Transaction::Refused(_) => Err(self.mismatch(key).await),
-            Transaction::TooLarge(said) => Err(Error::backend(said)),
+        match self.run(&ops, Consistency::Linearizable).await? {
+            Some(_) => Ok(()),
+            None => Err(self.mismatch(key).await),
         }
     }
 

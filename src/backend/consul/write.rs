@@ -84,22 +84,21 @@ impl Consul {
         }
         let path = self.namespace.path(key);
         match self.http.txn(&[mode.op(&path, value)], Consistency::Linearizable).await? {
-            Transaction::Applied(body) => Ok(Outcome::Written(self.first(&body)?)),
+            Transaction::Applied(body) => {
+                let entry = self.http.entries(&body, Effect::Write)?.next();
+                entry.map(|entry| Outcome::Written(Placed::from(&entry))).ok_or_else(|| self.too_few_results())
+            }
             Transaction::Refused(errors) => Ok(Outcome::Refused(errors)),
             Transaction::TooLarge(_) => self.write_large(key, value, mode).await,
         }
     }
 
-    /// The first entry of a transaction's answer that was applied.
-    fn first(&self, body: &Bytes) -> Result<Placed> {
-        let first = self.http.entries(body, Effect::Write)?.next();
-        first.as_ref().map(Placed::from).ok_or_else(|| self.too_few_results())
-    }
-
-    /// The last entry of a transaction's answer that was applied.
-    fn last(&self, body: &Bytes) -> Result<Placed> {
-        let last = self.http.entries(body, Effect::Write)?.last();
-        last.as_ref().map(Placed::from).ok_or_else(|| self.too_few_results())
+    /// What the last operation of a transaction wrote; none where an operation failed.
+    async fn run_to_write(&self, ops: &[Op<'_>]) -> Result<Option<Placed>> {
+        match self.run(ops, Consistency::Linearizable).await? {
+            Some(placed) => placed.into_iter().next_back().map(Some).ok_or_else(|| self.too_few_results()),
+            None => Ok(None),
+        }
     }
 
     pub(super) fn too_few_results(&self) -> Error {
@@ -165,7 +164,7 @@ impl Consul {
             Holder::Ttl => {}
         }
         if let Some(version) = self.detach(key, value, written, session).await? {
-            // Its owner learns in this way that there is nothing to renew. It may be repeated or fail.
+            // Its owner learns in this way that there is nothing to renew. If it fails, the session ends by itself.
             let _ = self.destroy(session).await;
             return Ok(version);
         }
@@ -180,18 +179,13 @@ impl Consul {
         let path = self.namespace.path(key);
         let check = Op::CheckIndex { path: &path, index: written.index() };
         if value.len() <= MAX_TXN_VALUE {
-            let ops = [check, Op::Unlock { path: &path, value, session }];
-            return match self.http.txn(&ops, Consistency::Linearizable).await? {
-                Transaction::Applied(body) => Ok(Some(self.last(&body)?.version)),
-                Transaction::Refused(_) => Ok(None),
-                Transaction::TooLarge(said) => Err(Error::backend(said)),
-            };
+            let placed = self.run_to_write(&[check, Op::Unlock { path: &path, value, session }]).await?;
+            return Ok(placed.map(|placed| placed.version));
         }
         // A condition on the version and so large a value don't go together, but for the condition of absence.
-        match self.http.txn(&[check, Op::Delete { path: &path }], Consistency::Linearizable).await? {
-            Transaction::Applied(_) => self.put_back(key, value, written).await.map(Some),
-            Transaction::Refused(_) => Ok(None),
-            Transaction::TooLarge(said) => Err(Error::backend(said)),
+        match self.run(&[check, Op::Delete { path: &path }], Consistency::Linearizable).await? {
+            Some(_) => self.put_back(key, value, written).await.map(Some),
+            None => Ok(None),
         }
     }
 
@@ -263,22 +257,22 @@ impl Consul {
             }
         }
         let path = self.namespace.path(key);
-        let empty = Bytes::new();
-        let small = value.len() <= MAX_TXN_VALUE;
-        let ops = match small {
+        let version = if value.len() <= MAX_TXN_VALUE {
             // What the first of the two writes is never seen.
-            true => {
-                [Op::Unlock { path: &path, value: &empty, session: other }, Op::Lock { path: &path, value, session }]
+            let letting_go = Op::Unlock { path: &path, value: &Bytes::new(), session: other };
+            let placed = self.run_to_write(&[letting_go, Op::Lock { path: &path, value, session }]).await?;
+            let Some(placed) = placed else { return Ok(None) };
+            Some(placed.version)
+        } else {
+            // So large a value can't be part of a transaction: the key goes away to be locked anew.
+            let ops = [Op::CheckSession { path: &path, session: other }, Op::Delete { path: &path }];
+            let deleted = self.run(&ops, Consistency::Linearizable).await?;
+            if deleted.is_none() {
+                return Ok(None);
             }
-            // It goes away to be locked anew: so large a value can't be part of a transaction.
-            false => [Op::CheckSession { path: &path, session: other }, Op::Delete { path: &path }],
+            None
         };
-        let body = match self.http.txn(&ops, Consistency::Linearizable).await? {
-            Transaction::Applied(body) => body,
-            Transaction::Refused(_) => return Ok(None),
-            Transaction::TooLarge(said) => return Err(Error::backend(said)),
-        };
-        let version = if small { Some(self.last(&body)?.version) } else { None };
+        // Its owner learns in this way that there is nothing to renew.
         let _ = self.destroy(other).await;
         Ok(version)
     }
