@@ -1,0 +1,323 @@
+//! Many callers at once. Each case runs its callers as tasks, over two connections where the backend can have them.
+
+use super::fixture::{Fixture, Outcome};
+use super::support::{Moment, all_keys, key, keys_of, put_all, value_of};
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::types::{Check, Condition, Expected, KvPair, Operation, PutOptions, TxnOutcome};
+use futures_util::future::join_all;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A TTL that every backend keeps.
+const TTL: Duration = Duration::from_secs(2);
+
+/// The two stores that callers use in turn.
+struct Callers([Store; 2]);
+
+impl Callers {
+    async fn on(fixture: &Fixture) -> Result<Self> {
+        Ok(Callers([fixture.store().clone(), fixture.another_or_clone().await?]))
+    }
+
+    /// Runs `caller` as `count` tasks at once and waits for their results.
+    async fn run<T, F>(&self, count: usize, caller: impl Fn(Store, usize) -> F) -> Vec<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let tasks: Vec<_> = (0..count).map(|number| tokio::spawn(caller(self.0[number % 2].clone(), number))).collect();
+        join_all(tasks).await.into_iter().map(|result| result.unwrap()).collect()
+    }
+
+    /// Runs `caller` as `count` tasks at once, each of which must succeed.
+    async fn try_run<T, F>(&self, count: usize, caller: impl Fn(Store, usize) -> F) -> Result<Vec<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.run(count, caller).await.into_iter().collect()
+    }
+}
+
+/// 64 callers raise one counter by `atomic_put`, each until it succeeds once: no step is lost and none is counted twice.
+pub async fn sixty_four_callers_count_together(fixture: &Fixture) -> Outcome {
+    let store = fixture.store();
+    store.put("counter", "0").await?;
+    let callers = Callers::on(fixture).await?;
+    let written = callers.try_run(64, |store, _| async move { increment(&store).await }).await?;
+    let steps: BTreeSet<_> = written.iter().map(number_in).collect();
+    assert_eq!(steps, (1..=64).collect::<BTreeSet<_>>(), "each step was returned to one caller");
+    let mut by_version = written;
+    by_version.sort_by_key(|pair| pair.version.index());
+    assert!(by_version.is_sorted_by(|a, b| a.version.index() < b.version.index() && number_in(a) < number_in(b)));
+    assert_eq!(store.get("counter").await?, by_version[63]);
+    Ok(())
+}
+
+async fn increment(store: &Store) -> Result<KvPair> {
+    loop {
+        let before = store.get("counter").await?;
+        let value = (number_in(&before) + 1).to_string();
+        match store.atomic_put("counter", value, &before).await {
+            Err(Error::KeyModified { .. }) => {}
+            done => return done,
+        }
+    }
+}
+
+fn number_in(pair: &KvPair) -> u64 {
+    std::str::from_utf8(&pair.value).unwrap().parse().unwrap()
+}
+
+/// Of racing `Absent` writes one wins and the others find `KeyExists`.
+pub async fn of_racing_creates_one_wins(fixture: &Fixture) -> Outcome {
+    let callers = Callers::on(fixture).await?;
+    for path in ["a", "new/directory/a", "b"] {
+        let create = |store: Store, number: usize| async move {
+            store.atomic_put(path, number.to_string(), Expected::Absent).await
+        };
+        let (won, lost): (Vec<_>, Vec<_>) = callers.run(16, create).await.into_iter().partition(Result::is_ok);
+        assert!(lost.iter().all(|lost| matches!(lost, Err(Error::KeyExists { .. }))), "{lost:?}");
+        assert_eq!(won.len(), 1, "{path}");
+        assert_eq!(fixture.store().get(path).await?, won.into_iter().next().unwrap()?);
+    }
+    Ok(())
+}
+
+/// Two racing deletes give one success and one `KeyNotFound`.
+pub async fn of_two_racing_deletes_one_succeeds(fixture: &Fixture) -> Outcome {
+    let callers = Callers::on(fixture).await?;
+    put_all(fixture.store(), &["above/a", "above"]).await?;
+    for round in 0..20 {
+        let path = if round % 2 == 0 { "a" } else { "above" };
+        fixture.store().put(path, "1").await?;
+        let outcomes = callers.run(2, |store, _| async move { store.delete(path).await }).await;
+        assert_one_found_it(&outcomes);
+    }
+    assert_eq!(all_keys(fixture.store()).await?, ["above/a"]);
+    Ok(())
+}
+
+/// Of sixteen racing deletes one succeeds.
+pub async fn of_many_racing_deletes_one_succeeds(fixture: &Fixture) -> Outcome {
+    let callers = Callers::on(fixture).await?;
+    for path in ["a", "d/a"] {
+        fixture.store().put(path, "1").await?;
+        let outcomes = callers.run(16, |store, _| async move { store.delete(path).await }).await;
+        assert_one_found_it(&outcomes);
+    }
+    Ok(())
+}
+
+/// Of racing `atomic_delete`s one succeeds.
+pub async fn of_racing_atomic_deletes_one_succeeds(fixture: &Fixture) -> Outcome {
+    let callers = Callers::on(fixture).await?;
+    for path in ["a", "d/a"] {
+        let version = fixture.store().put(path, "1").await?;
+        let outcomes = callers.run(16, |store, _| async move { store.atomic_delete(path, version).await }).await;
+        assert_one_found_it(&outcomes);
+    }
+    Ok(())
+}
+
+fn assert_one_found_it(outcomes: &[Result<()>]) {
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    let missed = outcomes.iter().filter(|outcome| matches!(outcome, Err(Error::KeyNotFound { .. })));
+    assert_eq!(missed.count(), outcomes.len() - 1, "{outcomes:?}");
+}
+
+/// Of racing transactions for the same keys one is applied, whole.
+pub async fn of_racing_txns_one_wins(fixture: &Fixture) -> Outcome {
+    let take_all = |store: Store, number: usize| async move {
+        let (value, turned) = (number.to_string(), number % 2 == 0);
+        let mut paths = ["a", "new/directory/b", "c"];
+        if turned {
+            paths.reverse();
+        }
+        let checks = paths.map(|path| Check::new(path, Condition::Absent).unwrap());
+        let operations = paths.map(|path| Operation::put(path, value.clone()).unwrap());
+        store.txn(checks.into(), operations.into()).await
+    };
+    let outcomes = Callers::on(fixture).await?.try_run(16, take_all).await?;
+    let winners = outcomes.iter().enumerate().filter(|(_, outcome)| matches!(outcome, TxnOutcome::Committed(_)));
+    let winners: Vec<_> = winners.map(|(number, _)| number.to_string()).collect();
+    assert_eq!(winners.len(), 1, "{outcomes:?}");
+    for path in ["a", "new/directory/b", "c"] {
+        assert_eq!(value_of(fixture.store(), path).await?, winners[0]);
+    }
+    Ok(())
+}
+
+/// Racing transfers between accounts neither make money nor lose any.
+pub async fn racing_txns_keep_the_sum(fixture: &Fixture) -> Outcome {
+    const ACCOUNTS: usize = 3;
+    let store = fixture.store();
+    for account in 0..ACCOUNTS {
+        store.put(format!("accounts/{account}"), "100").await?;
+    }
+    let transfers = |store: Store, number: usize| async move {
+        let (from, to) = (number % ACCOUNTS, (number + 1) % ACCOUNTS);
+        transfer(&store, &format!("accounts/{from}"), &format!("accounts/{to}"), number as u64).await
+    };
+    Callers::on(fixture).await?.try_run(12, transfers).await?;
+    // Caller `number` moved `number` on from account `number % 3`.
+    let balances: Vec<_> = store.list("accounts").await?.iter().map(number_in).collect();
+    assert_eq!(balances, [100 - 18 + 26, 100 - 22 + 18, 100 - 26 + 22]);
+    Ok(())
+}
+
+async fn transfer(store: &Store, from: &str, to: &str, amount: u64) -> Result<()> {
+    loop {
+        let (source, target) = (store.get(from).await?, store.get(to).await?);
+        let check = |pair: &KvPair| Check::new(&pair.key, Condition::Version(pair.version));
+        let operations = vec![
+            Operation::put(from, (number_in(&source) - amount).to_string())?,
+            Operation::put(to, (number_in(&target) + amount).to_string())?,
+        ];
+        // An identical write may leave the version, as on Consul: the amount 0 then just checks.
+        if let TxnOutcome::Committed(_) = store.txn(vec![check(&source)?, check(&target)?], operations).await? {
+            return Ok(());
+        }
+    }
+}
+
+/// Each of racing puts has a version of its own, and the last one is the key's.
+pub async fn racing_puts_have_versions_of_their_own(fixture: &Fixture) -> Outcome {
+    let put = |store: Store, number: usize| async move {
+        let version = store.put("a", number.to_string()).await?;
+        Ok((version.index(), number.to_string()))
+    };
+    let mut versions = Callers::on(fixture).await?.try_run(32, put).await?;
+    versions.sort_unstable();
+    assert!(versions.is_sorted_by(|a, b| a.0 < b.0), "{versions:?}");
+    let pair = fixture.store().get("a").await?;
+    let (index, value) = versions.pop().unwrap();
+    assert_eq!((pair.version.index(), pair.value), (index, value.into()));
+    Ok(())
+}
+
+/// Many callers may put into a directory that isn't there yet: each succeeds.
+pub async fn racing_puts_into_a_new_directory(fixture: &Fixture) -> Outcome {
+    let put = |store: Store, number: usize| async move {
+        let directory = ["p/q/r", "p/q", "p/q/r/s/t"][number % 3];
+        store.put(format!("{directory}/{number}"), "1").await
+    };
+    Callers::on(fixture).await?.try_run(64, put).await?;
+    assert_eq!(all_keys(fixture.store()).await?.len(), 64);
+    Ok(())
+}
+
+/// Callers that put and delete side by side in one directory, which so comes and goes, don't disturb each other.
+pub async fn racing_puts_and_deletes_in_one_directory(fixture: &Fixture) -> Outcome {
+    let come_and_go = |store: Store, number: usize| async move {
+        let path = format!("comes/and/goes/{number}");
+        for round in 0..10 {
+            let version = store.put(&path, round.to_string()).await?;
+            assert_eq!(store.get(&path).await?.version, version);
+            store.delete(&path).await?;
+        }
+        Ok(())
+    };
+    Callers::on(fixture).await?.try_run(8, come_and_go).await?;
+    assert!(all_keys(fixture.store()).await?.is_empty());
+    Ok(())
+}
+
+/// Of a `delete_tree` amid creates: what was created and isn't there any more was counted, once, and nothing else was touched.
+pub async fn delete_tree_against_creates(fixture: &Fixture) -> Outcome {
+    const CREATES: usize = 120;
+    let store = fixture.store();
+    let apart = ["d", "d b/x", "dd/x"];
+    put_all(store, &apart).await?;
+    let deletes = tokio::spawn(delete_again_and_again(fixture.another_or_clone().await?));
+    let create = |store: Store, number: usize| async move {
+        for round in 0..CREATES / 8 {
+            store.atomic_put(format!("d/{}/{number}/{round}", round % 3), "1", Expected::Absent).await?;
+        }
+        Ok(())
+    };
+    Callers::on(fixture).await?.try_run(8, create).await?;
+    let removed = deletes.await.unwrap()?;
+    let left = store.list("d").await?.len() as u64;
+    assert_eq!(removed + left, CREATES as u64, "{removed} were removed and {left} are left");
+    assert_eq!(store.delete_tree("d").await?, left);
+    assert_eq!(all_keys(store).await?, apart);
+    Ok(())
+}
+
+async fn delete_again_and_again(store: Store) -> Result<u64> {
+    let mut removed = 0;
+    for _ in 0..10 {
+        removed += store.delete_tree("d").await?;
+        tokio::task::yield_now().await;
+    }
+    Ok(removed)
+}
+
+/// A listing amid writes succeeds and is sorted, and holds what was there all the time.
+pub async fn lists_amid_writes_are_sound(fixture: &Fixture) -> Outcome {
+    let constant = ["d/0", "d/3/x", "d/5", "d/9/y/z"];
+    put_all(fixture.store(), &constant).await?;
+    let list_or_write = move |store: Store, number: usize| async move {
+        for round in 0..15 {
+            if number % 2 == 0 {
+                assert_sound(&store.list("d").await?, &constant);
+            } else {
+                let path = format!("d/{}/{number}", round % 10);
+                store.put(&path, "1").await?;
+                store.delete(&path).await?;
+            }
+        }
+        Ok(())
+    };
+    Callers::on(fixture).await?.try_run(4, list_or_write).await?;
+    Ok(())
+}
+
+fn assert_sound(pairs: &[KvPair], constant: &[&str]) {
+    let keys = keys_of(pairs);
+    assert!(keys.is_sorted_by(|a, b| a < b), "{keys:?}");
+    let missing: Vec<_> = constant.iter().filter(|path| !keys.contains(path)).collect();
+    assert!(missing.is_empty(), "{missing:?} were there all the time, and are not in {keys:?}");
+    let directory = key("d").as_dir();
+    assert!(keys.iter().all(|path| directory.relative(path).is_some()), "{keys:?}");
+}
+
+/// Of racing puts with a TTL the last to be applied counts: the TTLs of the others don't take its key.
+pub async fn racing_puts_with_a_ttl_last_their_time(fixture: &Fixture) -> Outcome {
+    let callers = Callers::on(fixture).await?;
+    let put = |store: Store, number: usize| async move {
+        store.put_with("a", number.to_string(), PutOptions::ttl(TTL)).await
+    };
+    let (moment, _) = Moment::of(callers.try_run(32, put)).await?;
+    moment.assert_gone_in_time(fixture.store(), "a", TTL).await
+}
+
+/// A put with a TTL that is applied after a racing delete, or after a racing put without one, lasts its time.
+pub async fn racing_ends_of_a_ttl_spare_a_later_one(fixture: &Fixture) -> Outcome {
+    let race = |store: Store, number: usize| async move {
+        let path = format!("d/{number}");
+        store.put_with(&path, "first", PutOptions::ttl(TTL)).await?;
+        let second = Moment::of(store.put_with(&path, "second", PutOptions::ttl(TTL)));
+        let (second, ended) = tokio::join!(second, end_ttl(&store, &path, number));
+        let ((moment, written), ()) = (second?, ended?);
+        match store.get(&path).await {
+            Ok(pair) if pair.version == written.version => Ok(Some((moment, path))),
+            Ok(_) | Err(Error::KeyNotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let applied_last = Callers::on(fixture).await?.try_run(24, race).await?;
+    for (moment, path) in applied_last.into_iter().flatten() {
+        moment.assert_gone_in_time(fixture.store(), &path, TTL).await?;
+    }
+    Ok(())
+}
+
+async fn end_ttl(store: &Store, path: &str, number: usize) -> Result<()> {
+    match number % 2 {
+        0 => store.delete(path).await,
+        _ => store.put(path, "without").await.map(drop),
+    }
+}
