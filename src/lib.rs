@@ -16,6 +16,8 @@ mod resilience_tests;
 mod runtime;
 mod store;
 mod supervisor;
+#[cfg(feature = "tls")]
+mod tls;
 mod types;
 
 pub use actors::connection::Connection;

@@ -19,8 +19,8 @@ const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
 /// The largest body of a transaction that an agent takes by default (`txn_max_req_len`).
 pub(super) const MAX_TXN_BODY: usize = 512 * 1024;
 
-/// Values up to this size fit into a transaction that writes one, whatever the key: base64 makes four bytes of three, and
-/// 8 KiB are enough for the JSON around the value and two of the longest paths with every byte escaped.
+/// Values up to this size fit into a transaction that writes one, whatever the key: base64 makes four bytes of three,
+/// and 8 KiB are enough for the JSON around the value and two of the longest paths with every byte escaped.
 pub(super) const MAX_TXN_VALUE: usize = (MAX_TXN_BODY - 8192) / 4 * 3;
 
 /// `text` as a part of a query.
@@ -36,8 +36,8 @@ pub(super) fn encode_path(path: &str) -> String {
 /// A number that no other write has, for the write's flags.
 ///
 /// It makes every write a change: Consul leaves a key as it is, version included, when it is written with what it holds
-/// already, and two writers of the same bytes could then both win with `atomic_put`. It is also how a write whose answer
-/// doesn't carry the version is found again.
+/// already, and two writers of the same bytes could then both win with `atomic_put`. It is also how a write whose
+/// answer doesn't carry the version is found again.
 pub(super) fn nonce() -> u64 {
     // Each `RandomState` has keys of its own, seeded by the system: the cheapest randomness in `std`.
     RandomState::new().build_hasher().finish()
@@ -130,8 +130,8 @@ impl<'a> Op<'a> {
         self.value().is_some() || matches!(self, Op::Delete { .. } | Op::DeleteTree { .. })
     }
 
-    /// Whether the answer has exactly one entry for this operation. The others have none, but for `get-tree`, which has one
-    /// for each key.
+    /// Whether the answer has exactly one entry for this operation. The others have none, but for `get-tree`, which has
+    /// one for each key.
     pub(super) fn is_answered(&self) -> bool {
         !matches!(self, Op::CheckNotExists { .. } | Op::Delete { .. } | Op::DeleteTree { .. } | Op::GetTree { .. })
     }
@@ -186,7 +186,8 @@ pub(super) struct NewSession {
     ttl: String,
     /// Nobody waits after the end of a TTL; the default would keep the key from being locked for 15 s.
     lock_delay: &'static str,
-    /// No checks, so that the session lives by its TTL alone and not by the agent's health. Newer servers read the second.
+    /// No checks, so that the session lives by its TTL alone and not by the agent's health. Newer servers read the
+    /// second.
     checks: [&'static str; 0],
     node_checks: [&'static str; 0],
 }
@@ -354,8 +355,8 @@ mod tests {
     #[test]
     fn answers_to_transactions() {
         let json = r#"{"Results":[{"KV":{"LockIndex":0,"Key":"L","Flags":5,"Value":null,"Session":"s","CreateIndex":48,
-            "ModifyIndex":51}},{"KV":{"LockIndex":0,"Key":"m","Flags":0,"Value":"eA==","CreateIndex":1,"ModifyIndex":2}}],
-            "Errors":null}"#;
+            "ModifyIndex":51}},{"KV":{"LockIndex":0,"Key":"m","Flags":0,"Value":"eA==","CreateIndex":1,
+            "ModifyIndex":2}}],"Errors":null}"#;
         let metas: Vec<_> = serde_json::from_str::<Applied<'_>>(json).unwrap().entries().collect();
         assert_eq!((metas[0].flags, metas[0].index), (5, 51));
         assert_eq!(metas[0].session.as_ref().map(|session| session.0.as_ref()), Some("s"));

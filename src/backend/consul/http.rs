@@ -249,7 +249,7 @@ impl Http {
                 lost(effect, format!("the connection to {} broke: {error}", self.name)).with_source(error)
             }
             SendRequestError::Response(error) => {
-                lost(effect, format!("{} sent an answer that isn't HTTP: {error}", self.name)).with_source(error)
+                lost(effect, format!("the answer of {} can't be read as HTTP: {error}", self.name)).with_source(error)
             }
             SendRequestError::Url(error) => {
                 Error::backend(format!("a URL for {} is wrong", self.name)).with_source(error)
@@ -291,7 +291,8 @@ pub(super) fn freshness(consistency: Consistency) -> &'static str {
     }
 }
 
-/// The limit that an answer with status 413 names: `Request body(524289 bytes) too large, max size: 524288 bytes. See ...`
+/// The limit that an answer with status 413 names: `Request body(524289 bytes) too large, max size: 524288 bytes. See
+/// ...`
 pub(super) fn size_limit(said: &str) -> Option<usize> {
     let (_, limit) = said.split_once("max size: ")?;
     limit.split(' ').next()?.parse().ok()
@@ -299,8 +300,8 @@ pub(super) fn size_limit(said: &str) -> Option<usize> {
 
 pub(super) fn too_large_a_txn(size: usize) -> Error {
     Error::unsupported(format!(
-        "the transaction has {size} bytes as Consul wants them, with values in base64, and Consul takes {MAX_TXN_BODY}; \
-         write less at once"
+        "the transaction has {size} bytes as Consul wants them, with values in base64, and Consul takes \
+         {MAX_TXN_BODY}; write less at once"
     ))
 }
 
@@ -320,8 +321,8 @@ fn index(headers: &HeaderMap) -> Option<u64> {
     headers.get(INDEX)?.to_str().ok()?.parse().ok()
 }
 
-/// The whole body. awc takes the end of the connection for the end of the body, so the length is checked here; a chunked
-/// body is always JSON, which doesn't parse when its end is missing.
+/// The whole body. awc takes the end of the connection for the end of the body, so the length is checked here; a
+/// chunked body is always JSON, which doesn't parse when its end is missing.
 async fn read_body(response: &mut ClientResponse) -> Result<Bytes, PayloadError> {
     let length: Option<usize> =
         response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -370,6 +371,7 @@ fn failure(name: &str, status: StatusCode, said: &str, effect: Effect) -> Error 
         401 => Error::Unauthenticated { reason, source: None },
         403 if said.contains("ACL not found") => Error::Unauthenticated { reason, source: None },
         403 => Error::PermissionDenied { reason, source: None },
+        500 if is_permission(said) => Error::PermissionDenied { reason, source: None },
         429 => Error::unreachable(format!("{reason}; the agent limits connections or requests, see its `limits`")),
         500 if is_before_any_effect(said) => Error::unreachable(reason),
         500 if effect == Effect::Repeatable && !is_passing(said) => Error::backend(reason),

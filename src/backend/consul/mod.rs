@@ -4,8 +4,8 @@
 //! - The flags of keys that kvactor writes are random. They make each write a change; see [`codec::nonce`].
 //! - A key with a TTL is held by a session named `kvactor-ttl` that deletes it at its end. Sessions with other names
 //!   are locks to this driver, which leaves them alone.
-//! - Values of more than 378 KiB don't fit into Consul's transactions. Alone they are written in another way, with one more
-//!   request; in a transaction they are refused.
+//! - Values of more than 378 KiB don't fit into Consul's transactions. Alone they are written in another way, with one
+//!   more request; in a transaction they are refused.
 
 mod codec;
 mod http;
@@ -80,7 +80,12 @@ fn token(config: &Config) -> Result<Option<HeaderValue>> {
 
 #[cfg(feature = "tls")]
 fn tls(config: &Config) -> Result<Option<Arc<rustls::ClientConfig>>> {
-    config.tls.as_ref().map(|tls| crate::tls::client_config(tls).map(Arc::new)).transpose()
+    let Some(tls) = &config.tls else { return Ok(None) };
+    // awc hands the host with its brackets to rustls, which takes no such name.
+    if let Some(endpoint) = config.endpoints.iter().find(|endpoint| endpoint.host.starts_with('[')) {
+        return Err(Error::unsupported(format!("TLS to an IPv6 address; give `{endpoint}` a host name")));
+    }
+    crate::tls::client_config(tls).map(|tls| Some(Arc::new(tls)))
 }
 
 struct ConsulConnector {
@@ -136,9 +141,10 @@ fn index(version: &Version) -> Result<u64> {
     }
 }
 
-/// The TTL of the session behind a TTL of `ttl`, in whole seconds: the server waits for twice as long, one second is to spare.
+/// The TTL of the session behind a TTL of `ttl`, in whole seconds: the server waits for twice as long. One second is to
+/// spare.
 fn session_ttl(ttl: Duration) -> Duration {
-    let half = (ttl / SESSION_TTL_MULTIPLIER).as_millis().div_ceil(1000);
+    let half = ttl.as_nanos().div_ceil(u128::from(SESSION_TTL_MULTIPLIER) * 1_000_000_000);
     let seconds = u64::try_from(half).unwrap_or(u64::MAX).saturating_add(1);
     Duration::from_secs(seconds).clamp(MIN_SESSION_TTL, MAX_SESSION_TTL)
 }
@@ -157,8 +163,8 @@ impl Consul {
         }
     }
 
-    /// Fails if the servers don't know the token. Any other answer is as good as a yes: 401 says that access isn't controlled,
-    /// older servers don't know the request.
+    /// Fails if the servers don't know the token. Any other answer is as good as a yes: 401 says that access isn't
+    /// controlled, older servers don't know the request.
     async fn probe_token(&self) -> Result<()> {
         let answer = self.http.send(Request::get("acl/token/self", "")).await?;
         match answer.status {
@@ -181,8 +187,8 @@ impl Consul {
 
     /// Whether there is such a key.
     ///
-    /// A transaction tells without carrying the value, but takes the right to write the key. Who was denied that once reads the
-    /// value from then on.
+    /// A transaction tells without carrying the value, but takes the right to write the key. Who was denied that once
+    /// reads the value from then on.
     async fn is_there(&self, key: &Key, consistency: Consistency) -> Result<bool> {
         let path = self.namespace.path(key);
         if !self.reads_only.get() {
@@ -194,8 +200,8 @@ impl Consul {
         Ok(self.read(&path, consistency).await?.is_some())
     }
 
-    /// The value at a path and its index: where one key is asked for, the index of the answer is the key's own, however many
-    /// others change.
+    /// The value at a path and its index: where one key is asked for, the index of the answer is the key's own, however
+    /// many others change.
     async fn read(&self, path: &str, consistency: Consistency) -> Result<Option<(Bytes, u64)>> {
         let query = format!("raw&{}", freshness(consistency));
         let read = self.http.read_keys(&format!("kv/{}", encode_path(path)), query).await?;
@@ -315,8 +321,8 @@ impl Backend for Consul {
         }
     }
 
-    /// Ends the session, which deletes the key if it still holds it. A plain write by a program other than kvactor leaves the
-    /// key with the session, as everywhere in Consul.
+    /// Ends the session, which deletes the key if it still holds it. A plain write by a program other than kvactor
+    /// leaves the key with the session, as everywhere in Consul.
     async fn expire(&self, lease: &Lease) -> Result<()> {
         self.destroy(&lease.id).await
     }
@@ -403,5 +409,52 @@ impl Backend for Consul {
 
     async fn recover(&self) -> Result<()> {
         self.probe().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong_part(url: &str) -> String {
+        match connector(&Config::from_url(url).unwrap()) {
+            Err(Error::InvalidConfig { part, .. }) => part,
+            other => panic!("{:?}", other.map(|connector| connector.endpoints())),
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_for_consul_is_named() {
+        assert_eq!(wrong_part("consul://token@h"), "credentials");
+        assert_eq!(wrong_part("consul://:a%0Ab@h"), "credentials");
+        assert_eq!(wrong_part("consul://h?datacenter="), "datacenter");
+        let connector = connector(&Config::from_url("consul://:token@h1,h2:1").unwrap()).unwrap();
+        assert_eq!(connector.endpoints(), ["h1:8500", "h2:1"]);
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn tls_names_its_feature() {
+        let error = connector(&Config::from_url("consul+tls://h").unwrap()).err().unwrap();
+        assert!(matches!(&error, Error::Unsupported { reason } if reason.contains("`tls`")), "{error}");
+    }
+
+    #[test]
+    fn the_server_waits_for_longer_than_the_ttl() {
+        let capabilities = connector(&Config::from_url("consul://h").unwrap()).unwrap().capabilities();
+        for ttl in [capabilities.min_ttl, Duration::from_millis(30_500), capabilities.max_ttl] {
+            let session = session_ttl(ttl);
+            assert!(session * SESSION_TTL_MULTIPLIER > ttl && session.subsec_nanos() == 0);
+            assert!((MIN_SESSION_TTL..=MAX_SESSION_TTL).contains(&session), "{ttl:?}");
+        }
+        assert_eq!(session_ttl(Duration::from_secs(30)), Duration::from_secs(16));
+        assert_eq!(session_ttl(Duration::from_millis(30_001)), Duration::from_secs(17));
+    }
+
+    #[test]
+    fn no_version_means_absence() {
+        assert_eq!(index(&version(7)).unwrap(), 7);
+        assert_ne!(index(&version(0)).unwrap(), 0);
+        assert!(matches!(index(&Version::new(BackendKind::Etcd, 7)), Err(Error::Unsupported { .. })));
     }
 }

@@ -105,8 +105,8 @@ impl Consul {
         Error::indeterminate(format!("{} answered a transaction with too few results", self.http.name()))
     }
 
-    /// Writes `value` as the body of a request, which isn't blown up by base64 but is answered only by true or false: the
-    /// flags tell afterwards whether what is there is this write.
+    /// Writes `value` as the body of a request, which isn't blown up by base64 but is answered only by true or false:
+    /// the flags tell afterwards whether what is there is this write.
     async fn write_large(&self, key: &Key, value: &Bytes, mode: Mode<'_>) -> Result<Outcome> {
         let flags = nonce();
         let path = format!("kv/{}", encode_path(&self.namespace.path(key)));
@@ -124,8 +124,8 @@ impl Consul {
         }
     }
 
-    /// The version of the write with these flags. If the key was written again since, it can't be told any more, nor can it
-    /// match any more: it is a version then that no read returns and that no write accepts.
+    /// The version of the write with these flags. If the key was written again since, it can't be told any more, nor
+    /// can it match any more: it is a version then that no read returns and that no write accepts.
     async fn locate(&self, path: &str, flags: u64) -> Result<Placed> {
         let overwritten = |at: u64| Placed {
             version: Version::with_counter(crate::BackendKind::Consul, at.saturating_sub(1), flags | 1, 0),
@@ -145,7 +145,8 @@ impl Consul {
         }
     }
 
-    /// Makes the value that was just written permanent and returns its final version.
+    /// Makes the value that was just written permanent and returns its final version. If this is dropped or fails
+    /// halfway, the key is written and still goes away with its TTL, which is as indeterminate as a write can be.
     pub(super) async fn settle(&self, key: &Key, value: &Bytes, placed: Placed) -> Result<Version> {
         match placed.session {
             None => Ok(placed.version),
@@ -160,7 +161,7 @@ impl Consul {
     async fn outlive(&self, key: &Key, value: &Bytes, written: Version, session: &str) -> Result<Version> {
         match self.holder(session).await? {
             Holder::Lock => return Ok(written),
-            Holder::Over => return self.put_back(key, value, written).await,
+            Holder::Over => return self.after_end(key, value, written, session).await,
             Holder::Ttl => {}
         }
         if let Some(version) = self.detach(key, value, written, session).await? {
@@ -169,7 +170,7 @@ impl Consul {
             return Ok(version);
         }
         match self.holder(session).await? {
-            Holder::Over => self.put_back(key, value, written).await,
+            Holder::Over => self.after_end(key, value, written, session).await,
             Holder::Ttl | Holder::Lock => Ok(written),
         }
     }
@@ -189,7 +190,13 @@ impl Consul {
         }
     }
 
-    /// Writes again what the end of a TTL took away right after it was written, unless somebody else wrote since.
+    /// Writes again what the end of `session` took away right after it was written.
+    async fn after_end(&self, key: &Key, value: &Bytes, written: Version, session: &str) -> Result<Version> {
+        self.prove_over(key, session).await?;
+        self.put_back(key, value, written).await
+    }
+
+    /// Creates the key again, unless somebody else did.
     async fn put_back(&self, key: &Key, value: &Bytes, written: Version) -> Result<Version> {
         match self.write(key, value, Mode::Cas(0)).await? {
             Outcome::Written(placed) => Ok(placed.version),
@@ -208,6 +215,21 @@ impl Consul {
         })
     }
 
+    /// Fails where a session that the server doesn't show isn't over but hidden from our token: it holds the key still.
+    async fn prove_over(&self, key: &Key, session: &str) -> Result<()> {
+        match self.session_of(key).await? {
+            Some(holder) if holder == session => Err(Error::PermissionDenied {
+                reason: format!(
+                    "{} hides the session that holds `{key}`, so it can't be told whether it is a TTL or a lock; \
+                     the token needs `session:read`",
+                    self.http.name()
+                ),
+                source: None,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Ends a session, and with it the key that it holds. It is no error if the session is over.
     pub(super) async fn destroy(&self, session: &str) -> Result<()> {
         let path = format!("session/destroy/{}", codec::encode(session));
@@ -223,8 +245,8 @@ impl Consul {
             };
             if refusals.iter().any(|refusal| refusal.what.contains("lock delay")) {
                 return Err(Error::unsupported(format!(
-                    "`{key}` was a lock whose holder was lost, and Consul lets nobody take it, not even for a TTL, until \
-                     the lock-delay is over"
+                    "`{key}` was a lock whose holder was lost, and Consul lets nobody take it, not even for a TTL, \
+                     until the lock-delay is over"
                 )));
             }
             let Some(other) = self.session_of(key).await? else { continue };
@@ -245,10 +267,11 @@ impl Consul {
         Ok(metas.first().and_then(|meta| Placed::from(meta).session))
     }
 
-    /// Writes a value that `session` holds in place of `other`, if that stands for a TTL. None where `other` has let go.
+    /// Writes a value that `session` holds in place of `other`, if that stands for a TTL. None where `other` has let
+    /// go.
     async fn take_over(&self, key: &Key, value: &Bytes, session: &str, other: &str) -> Result<Option<Version>> {
         match self.holder(other).await? {
-            Holder::Over => return Ok(None),
+            Holder::Over => return self.prove_over(key, other).await.map(|()| None),
             Holder::Ttl => {}
             Holder::Lock => {
                 return Err(Error::unsupported(format!(
@@ -256,32 +279,47 @@ impl Consul {
                 )));
             }
         }
-        let path = self.namespace.path(key);
-        let version = if value.len() <= MAX_TXN_VALUE {
-            // What the first of the two writes is never seen.
-            let letting_go = Op::Unlock { path: &path, value: &Bytes::new(), session: other };
-            let placed = self.run_to_write(&[letting_go, Op::Lock { path: &path, value, session }]).await?;
-            let Some(placed) = placed else { return Ok(None) };
-            Some(placed.version)
-        } else {
-            // So large a value can't be part of a transaction: the key goes away to be locked anew.
-            let ops = [Op::CheckSession { path: &path, session: other }, Op::Delete { path: &path }];
-            let deleted = self.run(&ops, Consistency::Linearizable).await?;
-            if deleted.is_none() {
-                return Ok(None);
-            }
-            None
+        let version = match value.len() <= MAX_TXN_VALUE {
+            true => self.swap(key, value, session, other).await?,
+            false => self.swap_large(key, value, session, other).await?,
         };
-        // Its owner learns in this way that there is nothing to renew.
-        let _ = self.destroy(other).await;
+        if version.is_some() {
+            // Its owner learns in this way that there is nothing to renew. If it fails, the session ends by itself.
+            let _ = self.destroy(other).await;
+        }
         Ok(version)
+    }
+
+    /// Writes a value that `session` holds, if `other` holds the key.
+    async fn swap(&self, key: &Key, value: &Bytes, session: &str, other: &str) -> Result<Option<Version>> {
+        let path = self.namespace.path(key);
+        // What the first of the two writes is never seen, as nothing comes between them.
+        let letting_go = Op::Unlock { path: &path, value: &Bytes::new(), session: other };
+        let placed = self.run_to_write(&[letting_go, Op::Lock { path: &path, value, session }]).await?;
+        Ok(placed.map(|placed| placed.version))
+    }
+
+    /// The same for a value that is too large for a transaction: the key goes away to be locked anew.
+    async fn swap_large(&self, key: &Key, value: &Bytes, session: &str, other: &str) -> Result<Option<Version>> {
+        let path = self.namespace.path(key);
+        let ops = [Op::CheckSession { path: &path, session: other }, Op::Delete { path: &path }];
+        if self.run(&ops, Consistency::Linearizable).await?.is_none() {
+            return Ok(None);
+        }
+        match self.write(key, value, Mode::Lock(session)).await.map_err(after_write)? {
+            Outcome::Written(placed) => Ok(Some(placed.version)),
+            Outcome::Refused(_) => Ok(None),
+        }
     }
 }
 
-/// A failure after the value was written: that it certainly had no effect is no longer true.
+/// A failure after the value was written: no other kind of error leaves room for that.
 fn after_write(error: Error) -> Error {
     match error {
-        Error::Unreachable { reason, source } => Error::Indeterminate { reason, source },
+        Error::Unreachable { reason, source }
+        | Error::PermissionDenied { reason, source }
+        | Error::Unauthenticated { reason, source }
+        | Error::Backend { reason, source } => Error::Indeterminate { reason, source },
         error => error,
     }
 }
@@ -298,8 +336,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_unreachable_after_a_write() {
+    fn every_failure_after_a_write_is_indeterminate() {
         assert!(after_write(Error::unreachable("x")).is_indeterminate());
-        assert!(matches!(after_write(Error::backend("x")), Error::Backend { .. }));
+        assert!(after_write(Error::backend("x")).is_indeterminate());
     }
 }
