@@ -32,22 +32,22 @@ pub(super) fn endpoint(config: &Config, server: &str) -> Result<Endpoint> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     match &config.tls {
-        Some(tls) => with_tls(endpoint, tls),
+        Some(tls) => with_tls(endpoint, tls, config.options.connect_timeout),
         None => Ok(endpoint),
     }
 }
 
 #[cfg(not(feature = "tls"))]
-fn with_tls(_: Endpoint, _: &TlsConfig) -> Result<Endpoint> {
+fn with_tls(_: Endpoint, _: &TlsConfig, _: Duration) -> Result<Endpoint> {
     Err(Error::unsupported("TLS needs kvactor's cargo feature `tls`; enable it, or use an etcd:// URL"))
 }
 
 /// The files are read for each connection, so that renewed certificates are taken up.
 #[cfg(feature = "tls")]
-fn with_tls(endpoint: Endpoint, tls: &TlsConfig) -> Result<Endpoint> {
+fn with_tls(endpoint: Endpoint, tls: &TlsConfig, timeout: Duration) -> Result<Endpoint> {
     use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
-    let mut client = ClientTlsConfig::new();
+    let mut client = ClientTlsConfig::new().timeout(timeout);
     client = match &tls.ca {
         Some(ca) => client.ca_certificate(Certificate::from_pem(pem("tls_ca", ca)?)),
         None => client.with_native_roots(),
