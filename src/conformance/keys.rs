@@ -6,7 +6,8 @@ use crate::error::Error;
 use crate::key::Key;
 use crate::store::Store;
 use crate::types::{
-    BackendKind, Check, Condition, Consistency, Expected, ListOptions, Operation, PutOptions, TxnOutcome, Version,
+    BackendKind, Check, Condition, Consistency, Depth, Expected, ListOptions, Operation, PutOptions, TxnOutcome,
+    Version,
 };
 
 /// Valid names that some server, URL, shell or file system would like to change.
@@ -135,39 +136,61 @@ pub async fn refused_overlong_key(fixture: &Fixture) -> Outcome {
 pub async fn odd_keys_survive_the_trip(fixture: &Fixture) -> Outcome {
     let store = fixture.store();
     put_all(store, ODD_NAMES).await?;
-    for name in ODD_NAMES {
-        let pair = store.get(*name).await?;
-        assert_eq!(pair.key.as_str(), *name);
-        assert_eq!(pair.value, format!("value of {name}"), "{name}");
-        assert!(store.exists(*name).await?, "{name}");
-        let replaced = store.atomic_put(*name, "new", &pair).await?;
-        assert_eq!(replaced.key.as_str(), *name);
-    }
     let mut sorted = ODD_NAMES.to_vec();
     sorted.sort_unstable();
     assert_eq!(all_keys(store).await?, sorted);
     assert_eq!(keys_of(&store.list("").await?), sorted);
-    for name in ODD_NAMES {
-        store.delete(*name).await?;
-    }
+    assert_all_survive(async |name| odd_key(store, name).await).await;
     assert!(all_keys(store).await?.is_empty());
+    Ok(())
+}
+
+async fn odd_key(store: &Store, name: &str) -> Outcome {
+    let pair = store.get(name).await?;
+    assert_eq!((pair.key.as_str(), &pair.value[..]), (name, format!("value of {name}").as_bytes()));
+    assert!(store.exists(name).await?, "{name:?}");
+    assert_eq!(store.get_with(name, Consistency::Stale).await?.key.as_str(), name);
+    let replaced = store.atomic_put(name, "new", &pair).await?;
+    assert_eq!(replaced.key.as_str(), name);
+    let operations = vec![Operation::put(name, "newer")?];
+    let outcome = store.txn(vec![Check::new(name, Condition::Version(replaced.version))?], operations).await?;
+    assert!(matches!(outcome, TxnOutcome::Committed(_)), "{name:?}");
+    store.delete(name).await?;
+    let again = store.atomic_put(name, "again", Expected::Absent).await?;
+    store.atomic_delete(name, again.version).await?;
+    assert!(!store.exists(name).await?, "{name:?}");
     Ok(())
 }
 
 /// What holds for keys of odd names holds for directories of such names.
 pub async fn odd_names_of_directories_survive_the_trip(fixture: &Fixture) -> Outcome {
     let store = fixture.store();
-    let everything: Vec<_> = ODD_NAMES.iter().map(|name| format!("{name}/{name}")).collect();
-    for path in &everything {
-        store.put(path, "").await?;
-    }
-    for (name, path) in ODD_NAMES.iter().zip(&everything) {
-        assert_eq!(keys_of(&store.list(*name).await?), [path.as_str()]);
-        assert_error!(store.get(*name).await, Error::KeyNotFound { .. }, "{name}");
-        assert_eq!(store.delete_tree(*name).await?, 1, "{name}");
-    }
+    assert_all_survive(async |name| odd_directory(store, name).await).await;
     assert!(all_keys(store).await?.is_empty());
     Ok(())
+}
+
+async fn odd_directory(store: &Store, name: &str) -> Outcome {
+    let path = format!("{name}/{name}");
+    store.put(&path, "").await?;
+    assert_eq!(keys_of(&store.list(name).await?), [path.as_str()]);
+    assert_eq!(*store.list_keys(name, ListOptions::default()).await?.items, [key(&path)]);
+    let children = ListOptions { depth: Depth::Children, ..ListOptions::default() };
+    assert_eq!(keys_of(&store.list_with(name, children).await?.items), [path.as_str()]);
+    assert_error!(store.get(name).await, Error::KeyNotFound { .. }, "{name:?}");
+    assert_eq!(store.delete_tree(name).await?, 1, "{name:?}");
+    Ok(())
+}
+
+/// Tries every odd name before it fails, for all that fail.
+async fn assert_all_survive(trip: impl AsyncFn(&'static str) -> Outcome) {
+    let mut failed = Vec::new();
+    for name in ODD_NAMES {
+        if let Err(failure) = trip(name).await {
+            failed.push(format!("{name:?}: {failure}"));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 /// Keys are compared by their bytes: nothing normalises their unicode.
