@@ -130,7 +130,7 @@ fn assert_one_found_it(outcomes: &[Result<()>]) {
 /// Of racing transactions for the same keys one is applied, whole.
 pub async fn of_racing_txns_one_wins(fixture: &Fixture) -> Outcome {
     let take_all = |store: Store, number: usize| async move {
-        let (value, turned) = (number.to_string(), number % 2 == 0);
+        let (value, turned) = (number.to_string(), number.is_multiple_of(2));
         let mut paths = ["a", "new/directory/b", "c"];
         if turned {
             paths.reverse();
@@ -261,7 +261,7 @@ pub async fn lists_amid_writes_are_sound(fixture: &Fixture) -> Outcome {
     put_all(fixture.store(), &constant).await?;
     let list_or_write = move |store: Store, number: usize| async move {
         for round in 0..15 {
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 assert_sound(&store.list("d").await?, &constant);
             } else {
                 let path = format!("d/{}/{number}", round % 10);
