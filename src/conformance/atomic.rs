@@ -232,7 +232,8 @@ pub(super) fn foreign_versions(own: Version) -> impl Iterator<Item = Version> {
         .map(move |backend| Version::with_counter(backend, own.index(), own.created(), own.counter()))
 }
 
-/// A version is the same from whichever call it comes: `put`, `put_with`, `get`, `list`, `atomic_put`, `txn`, another store.
+/// A version is the same from whichever call it comes: `put`, `put_with`, `get`, `list`, `atomic_put`, `txn`, another
+/// store.
 pub async fn atomic_put_with_versions_from_everywhere(fixture: &Fixture) -> Outcome {
     let store = fixture.store();
     let another = fixture.another_or_clone().await?;

@@ -68,8 +68,8 @@ pub async fn close_keeps_the_keys(fixture: &Fixture) -> Outcome {
     Ok(())
 }
 
-/// Calls that are on their way when the store closes end, with the truth: a write that succeeded is there, and one that was
-/// refused as `Closed` isn't.
+/// Calls that are on their way when the store closes end, with the truth: a write that succeeded is there, and one that
+/// was refused as `Closed` isn't.
 pub async fn close_answers_the_calls_on_their_way(fixture: &Fixture) -> Outcome {
     let reader = fixture.another().await?;
     let writes: Vec<_> = (0..64).map(|number| tokio::spawn(create(fixture.store().clone(), number))).collect();

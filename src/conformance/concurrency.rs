@@ -40,7 +40,8 @@ impl Callers {
     }
 }
 
-/// 64 callers raise one counter by `atomic_put`, each until it succeeds once: no step is lost and none is counted twice.
+/// 64 callers raise one counter by `atomic_put`, each until it succeeds once: no step is lost and none is counted
+/// twice.
 pub async fn sixty_four_callers_count_together(fixture: &Fixture) -> Outcome {
     let store = fixture.store();
     store.put("counter", "0").await?;
@@ -224,7 +225,8 @@ pub async fn racing_puts_and_deletes_in_one_directory(fixture: &Fixture) -> Outc
     Ok(())
 }
 
-/// Of a `delete_tree` amid creates: what was created and isn't there any more was counted, once, and nothing else was touched.
+/// Of a `delete_tree` amid creates: what was created and isn't there any more was counted, once, and nothing else was
+/// touched.
 pub async fn delete_tree_against_creates(fixture: &Fixture) -> Outcome {
     const CREATES: usize = 120;
     let store = fixture.store();

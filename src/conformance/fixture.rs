@@ -103,8 +103,8 @@ impl Fixture {
         &self.store
     }
 
-    /// A further store on the same namespace with a connection of its own, as another process would have. None where the
-    /// backend can't: what needs it is then left out.
+    /// A further store on the same namespace with a connection of its own, as another process would have. None where
+    /// the backend can't: what needs it is then left out.
     ///
     /// # Errors
     /// Those of opening the store.

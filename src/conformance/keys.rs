@@ -245,7 +245,8 @@ pub async fn zookeeper_is_an_ordinary_name_in_a_namespace(fixture: &Fixture) -> 
     Ok(())
 }
 
-/// Every key lives under the store's namespace: another namespace has keys of its own, even one whose name starts alike.
+/// Every key lives under the store's namespace: another namespace has keys of its own, even one whose name starts
+/// alike.
 pub async fn namespaces_are_apart(fixture: &Fixture) -> Outcome {
     let store = fixture.store();
     let Some(neighbour) = fixture.neighbour().await else { return Ok(()) };

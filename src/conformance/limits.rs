@@ -46,7 +46,8 @@ pub async fn largest_value_by_atomic_put(fixture: &Fixture) -> Outcome {
     Ok(())
 }
 
-/// A directory may hold more than any message of a server's protocol: list it whole, in pages and by keys, and delete it.
+/// A directory may hold more than any message of a server's protocol: list it whole, in pages and by keys, and delete
+/// it.
 pub async fn largest_values_in_a_list(fixture: &Fixture) -> Outcome {
     const COUNT: usize = 10;
     let store = fixture.store();

@@ -1,7 +1,7 @@
 //! The conformance suite: what every backend must do, one named test for each promise.
 //!
-//! The promises are the same on every backend, so the tests are too. The author of a backend says how to open a store in a
-//! fresh namespace, and [`conformance_tests!`](crate::conformance_tests) makes one test of each case:
+//! The promises are the same on every backend, so the tests are too. The author of a backend says how to open a store
+//! in a fresh namespace, and [`conformance_tests!`](crate::conformance_tests) makes one test of each case:
 //!
 //! ```
 //! // tests/conformance.rs; tokio and this crate with its feature `conformance` are development dependencies.
@@ -19,20 +19,21 @@
 //! # fn main() {}
 //! ```
 //!
-//! `cargo test --test conformance memory::` then runs `memory::atomic_put_creates_an_absent_key` and all the others. `open`
-//! is any `async` function or closure of that shape; where it returns `None`, because there is no server on this machine,
-//! the case is skipped and says so on the standard error output.
+//! `cargo test --test conformance memory::` then runs `memory::atomic_put_creates_an_absent_key` and all the others.
+//! `open` is any `async` function or closure of that shape; where it returns `None`, because there is no server on this
+//! machine, the case is skipped and says so on the standard error output.
 //!
-//! What a case needs beyond one store it asks of its [`Fixture`]: a second store on the same namespace, which plays the part
-//! of another process, and one on a neighbouring namespace. A backend that only one store can open at a time says so with
-//! [`Fixture::exclusive`]; what needs two stores is then left out.
+//! What a case needs beyond one store it asks of its [`Fixture`]: a second store on the same namespace, which plays the
+//! part of another process, and one on a neighbouring namespace. A backend that only one store can open at a time says
+//! so with [`Fixture::exclusive`]; what needs two stores is then left out.
 //!
 //! The cases are public functions, to be run alone with [`run`]. They state their promise in the first line of their
-//! documentation. They never wait for time to pass, except where time is the promise: those with a TTL take a few seconds.
+//! documentation. They never wait for time to pass, except where time is the promise: those with a TTL take a few
+//! seconds.
 //!
 //! # Settings
-//! `KVACTOR_CONFORMANCE_SEED`, a number, changes the random sequences of the model test, which are otherwise the same in
-//! every run; `KVACTOR_CONFORMANCE_SEQUENCES` says how many of them there are.
+//! `KVACTOR_CONFORMANCE_SEED`, a number, changes the random sequences of the model test, which are otherwise the same
+//! in every run; `KVACTOR_CONFORMANCE_SEQUENCES` says how many of them there are.
 
 // A test suite fails by panicking: that is its job.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -57,8 +58,8 @@ pub use fixture::{Failure, Fixture, Outcome, run};
 /// Makes one test of each conformance case: see the module [`conformance`](crate::conformance) for an example.
 ///
 /// The argument is an expression for an `async` function or closure from the name of a fresh namespace to
-/// `Option<`[`Fixture`](crate::conformance::Fixture)`>`. The tests are named after the cases; put the macro into a module
-/// named after the backend.
+/// `Option<`[`Fixture`](crate::conformance::Fixture)`>`. The tests are named after the cases; put the macro into a
+/// module named after the backend.
 #[macro_export]
 macro_rules! conformance_tests {
     ($open:expr) => {

@@ -133,7 +133,8 @@ fn refusal(error: &Error) -> Option<&'static str> {
     })
 }
 
-/// The sorted map. Versions are opaque to it: it takes them from the store's answers, and knows only when they are equal.
+/// The sorted map. Versions are opaque to it: it takes them from the store's answers, and knows only when they are
+/// equal.
 struct Model {
     root: Dir,
     pairs: BTreeMap<Key, KvPair>,
