@@ -1,5 +1,8 @@
 //! The conformance suite on every backend that this build has: `cargo test --test conformance etcd::`.
 
+// Clippy takes only the test functions themselves for tests.
+#![allow(clippy::expect_used)]
+
 #[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 mod common;
 
