@@ -201,13 +201,12 @@ impl Walk<'_> {
 
     /// Whether enough is found that nothing unread can come before.
     fn is_complete(&self) -> bool {
-        let unread = self.asked.first().into_iter().chain(self.open.first()).min();
-        let last = self.quest.enough.checked_sub(1).and_then(|index| self.found.keys().nth(index));
-        match (unread, last) {
-            (None, _) => true,
-            (Some(unread), Some(last)) => unread.order.as_str() > last.as_str(),
-            (Some(_), None) => self.quest.enough == 0,
+        let Some(unread) = self.asked.first().into_iter().chain(self.open.first()).min() else { return true };
+        if self.found.len() < self.quest.enough {
+            return false;
         }
+        let last = self.quest.enough.checked_sub(1).and_then(|index| self.found.keys().nth(index));
+        last.is_none_or(|last| unread.order.as_str() > last.as_str())
     }
 }
 
