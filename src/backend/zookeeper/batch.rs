@@ -62,6 +62,16 @@ impl<'s> Batch<'s> {
         self.set(path, data, 0);
     }
 
+    /// Makes a key in the place of a znode just deleted at version `before`. It gets another version, so that nobody who is
+    /// about to change the old one changes the new one instead.
+    pub(super) fn create_key_anew(&mut self, path: &str, data: &[u8], mode: CreateMode, before: i32) {
+        self.create(path, mode);
+        if before == 1 {
+            self.set(path, &[], 0);
+        }
+        self.set(path, data, i32::from(before == 1));
+    }
+
     fn added(&mut self, added: Result<(), Failure>, bytes: usize) {
         self.operations += 1;
         self.bytes += bytes + OVERHEAD;

@@ -1,11 +1,13 @@
 //! Opening sessions.
 
 use super::ZooKeeper;
+use super::doubt::Doubts;
 use super::errors;
 use super::path::Paths;
 use super::session::Session;
+use super::tls::Tls;
 use crate::backend::{Backend, Connector};
-use crate::config::{Config, TlsConfig};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::key::Dir;
 use crate::types::{BackendKind, Capabilities};
@@ -33,7 +35,7 @@ pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
     if config.endpoints.is_empty() {
         return Err(Error::invalid_config("endpoints", "ZooKeeper needs at least one host"));
     }
-    let tls = config.tls.as_ref().map(Tls::load).transpose()?;
+    let tls = config.tls.as_ref().map(|tls| Tls::load(tls, &config.endpoints)).transpose()?;
     Ok(Arc::new(Ensemble { config: config.clone(), tls }))
 }
 
@@ -64,7 +66,7 @@ impl Connector for Ensemble {
         let paths = Paths::new(self.config.namespace.clone());
         client.check_stat(&paths.dir(&Dir::root())).await.map_err(|failure| errors::of_connect(&servers, failure))?;
         let acls = if self.config.credentials.is_some() { Acls::creator_all() } else { Acls::anyone_all() };
-        Ok(Rc::new(ZooKeeper::new(Session { client, paths, acls, servers })))
+        Ok(Rc::new(ZooKeeper::new(Session { client, paths, acls, servers, doubts: Doubts::new() })))
     }
 }
 
@@ -99,22 +101,5 @@ impl Ensemble {
             1 => for_session,
             _ => for_session.min(options.connect_timeout * 2 / 3),
         }
-    }
-}
-
-/// What is known for speaking TLS.
-struct Tls;
-
-impl Tls {
-    fn load(_config: &TlsConfig) -> Result<Self> {
-        Err(Error::unsupported("TLS to ZooKeeper needs kvactor built with its feature `tls`"))
-    }
-
-    async fn connect(
-        &self,
-        connector: zookeeper_client::Connector,
-        servers: &str,
-    ) -> Result<Client, zookeeper_client::Error> {
-        connector.connect(servers).await
     }
 }

@@ -26,7 +26,9 @@ pub(super) fn of_write(servers: &str, failure: Failure) -> Error {
 /// The error of an attempt to open a session.
 pub(super) fn of_connect(servers: &str, failure: Failure) -> Error {
     let error = match &failure {
-        Failure::NoHosts => Error::unreachable(format!("no ZooKeeper server takes connections at {servers}")),
+        Failure::NoHosts => Error::unreachable(format!(
+            "no connection to ZooKeeper at {servers}: refused, unknown host or, with TLS, certificates that don't fit"
+        )),
         Failure::Timeout => Error::unreachable(format!("no ZooKeeper server answered in time at {servers}")),
         Failure::BadArguments(reason) => Error::invalid_config("ZooKeeper connection", **reason),
         _ => return of_read(servers, failure),

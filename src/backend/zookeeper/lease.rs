@@ -15,21 +15,32 @@ use std::time::Duration;
 use zookeeper_client::{CreateMode, Error as Failure, Stat};
 
 impl Session {
-    pub(super) async fn put_leased(&self, key: &Key, value: &Bytes) -> Result<(Version, Lease)> {
-        let (path, data) = (self.paths.key(key), node::encode(value));
+    pub(super) async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
+        let path = self.paths.key(key);
+        let doubt = self.doubts.open(self, &path, ttl);
+        let written = self.write_ephemeral(key, &path, &node::encode(value)).await;
+        match &written {
+            Ok(stat) => doubt.succeeded(stat),
+            Err(error) if error.is_indeterminate() => drop(doubt),
+            Err(_) => doubt.failed(),
+        }
+        written.map(|stat| self.lease(key, &stat))
+    }
+
+    async fn write_ephemeral(&self, key: &Key, path: &str, data: &[u8]) -> Result<Stat> {
         for _ in 0..ATTEMPTS {
-            if let Some(stat) = self.create(&path, &data, CreateMode::Ephemeral).await? {
-                return Ok(self.lease(key, &stat));
+            if let Some(stat) = self.create(path, data, CreateMode::Ephemeral).await? {
+                return Ok(stat);
             }
-            let (Node::Key(stat) | Node::Vacant(stat)) = self.look(&path, Consistency::Linearizable).await? else {
+            let (Node::Key(stat) | Node::Vacant(stat)) = self.look(path, Consistency::Linearizable).await? else {
                 continue;
             };
             if stat.num_children > 0 {
                 return Err(errors::beneath_ttl_key());
             }
-            let written = self.overwrite(&path, &data, &stat, CreateMode::Ephemeral).await;
+            let written = self.overwrite(path, data, &stat, CreateMode::Ephemeral).await;
             if let Some(stat) = self.settled(written)? {
-                return Ok(self.lease(key, &stat));
+                return Ok(stat);
             }
         }
         Err(self.contended(key))

@@ -1,19 +1,22 @@
 //! The zookeeper driver, on the `zookeeper-client` crate.
 //!
-//! - `connect`: opening a session with an ensemble.
+//! - `connect` and `tls`: opening a session with an ensemble.
 //! - `path` and `node`: how a key becomes a znode, and which znodes are keys.
 //! - `session`: the steps that calls are made of; `batch`: several of them at one moment.
 //! - `key`, `walk` and `tree`, `lease`, `txn`: the calls.
+//! - `doubt`: what becomes of leased writes whose answer was lost.
 //! - `errors`: what failures mean.
 
 mod batch;
 mod connect;
+mod doubt;
 mod errors;
 mod key;
 mod lease;
 mod node;
 mod path;
 mod session;
+mod tls;
 mod tree;
 mod txn;
 mod walk;
@@ -91,8 +94,8 @@ impl Backend for ZooKeeper {
         self.session()?.put(key, value).await
     }
 
-    async fn put_leased(&self, key: &Key, value: &Bytes, _ttl: Duration) -> Result<(Version, Lease)> {
-        self.session()?.put_leased(key, value).await
+    async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
+        self.session()?.put_leased(key, value, ttl).await
     }
 
     async fn renew(&self, lease: &Lease) -> Result<()> {

@@ -5,6 +5,7 @@
 //! after the other share a round trip.
 
 use super::batch::{Batch, is_conflict};
+use super::doubt::Doubts;
 use super::errors;
 use super::node::{self, Node};
 use super::path::{self, Paths};
@@ -23,6 +24,7 @@ pub(super) struct Session {
     pub(super) acls: Acls<'static>,
     /// The servers' names, for people.
     pub(super) servers: String,
+    pub(super) doubts: Doubts,
 }
 
 impl Session {
@@ -135,7 +137,7 @@ impl Session {
         }
         let mut batch = Batch::new(self);
         batch.delete(path, stat.version);
-        batch.create_key(path, data, mode);
+        batch.create_key_anew(path, data, mode, stat.version);
         batch.send_for_stat().await
     }
 

@@ -277,7 +277,7 @@ impl<'p> Plan<'p> {
             }
             Node::Key(stat) | Node::Vacant(stat) if node::goes_away(&stat) => {
                 self.batch.delete(path, stat.version);
-                self.batch.create_key(path, data, CreateMode::Persistent);
+                self.batch.create_key_anew(path, data, CreateMode::Persistent, stat.version);
             }
             Node::Key(stat) | Node::Vacant(stat) => self.batch.set(path, data, stat.version),
         }

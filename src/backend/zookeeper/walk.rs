@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn visits_sort_as_the_keys_that_come_of_them() {
         let mut visits =
-            vec![Visit::children(key("a")), Visit::node(key("a0")), Visit::node(key("a-b")), Visit::node(key("a"))];
+            [Visit::children(key("a")), Visit::node(key("a0")), Visit::node(key("a-b")), Visit::node(key("a"))];
         visits.sort();
         let order: Vec<_> = visits.iter().map(|visit| visit.order.as_str()).collect();
         assert_eq!(order, ["a", "a-b", "a/", "a0"]);
