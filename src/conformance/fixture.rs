@@ -65,6 +65,18 @@ pub struct Fixture {
 impl Fixture {
     /// A fixture for a backend on which several stores can share a namespace: `open` opens one of them.
     ///
+    /// A backend of your own is opened with [`Store::with_backend`], by a connector that was given the namespace:
+    ///
+    /// ```
+    /// use kvactor::conformance::Fixture;
+    /// use kvactor::{Connector, Options, Store};
+    ///
+    /// # async fn doc<MyConnector: Connector>(namespace: String, connector_for: fn(&str) -> MyConnector) -> Fixture {
+    /// let open = async move || Store::with_backend(connector_for(&namespace), Options::default()).await;
+    /// Fixture::shared(open).await.expect("the server runs")
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// Those of `open`.
     pub async fn shared(open: impl AsyncFn() -> crate::Result<Store> + 'static) -> crate::Result<Self> {
