@@ -24,7 +24,7 @@ use crate::call::{Call, Rules};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{
-    Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, PutOptions, TxnOutcome, Version, Written,
+    Check, Consistency, Expected, KvPair, ListOptions, Operation, OperationResult, Page, PutOptions, TxnOutcome, Version, Written,
 };
 use actix::Message;
 use bytes::Bytes;
@@ -149,7 +149,7 @@ impl Call<Written> for Put {
         Box::pin(async move {
             let Some(ttl) = self.options.ttl else {
                 let version = backend.put(&self.key, &self.value).await?;
-                leases.forget(&self.key);
+                leases.overwritten(&self.key, &version);
                 return Ok(Written { version, outlives_process_by: None });
             };
             let (version, lease) = backend.put_leased(&self.key, &self.value, ttl).await?;
@@ -187,8 +187,9 @@ impl Call<()> for Delete {
     }
     fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            let known = leases.known(&self.key);
             backend.delete(&self.key).await?;
-            leases.forget(&self.key);
+            leases.deleted(&self.key, known);
             Ok(())
         })
     }
@@ -258,8 +259,9 @@ impl Call<u64> for DeleteTree {
     }
     fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<u64>> {
         Box::pin(async move {
+            let known = leases.known_beneath(&self.dir);
             let removed = backend.delete_tree(&self.dir).await?;
-            leases.forget_beneath(&self.dir);
+            known.into_iter().for_each(|(key, version)| leases.deleted(&key, Some(version)));
             Ok(removed)
         })
     }
@@ -302,7 +304,7 @@ impl Call<KvPair> for AtomicPut {
     fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<KvPair>> {
         Box::pin(async move {
             let version = backend.atomic_put(&self.key, &self.value, &self.expected).await?;
-            leases.forget(&self.key);
+            leases.overwritten(&self.key, &version);
             Ok(KvPair { key: self.key.clone(), value: self.value.clone(), version })
         })
     }
@@ -339,7 +341,7 @@ impl Call<()> for AtomicDelete {
     fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
         Box::pin(async move {
             backend.atomic_delete(&self.key, &self.version).await?;
-            leases.forget(&self.key);
+            leases.deleted(&self.key, Some(self.version));
             Ok(())
         })
     }
@@ -363,9 +365,14 @@ impl Call<TxnOutcome> for Txn {
     }
     fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
         Box::pin(async move {
+            let known: Vec<_> = self.operations.iter().map(|operation| leases.known(operation.key())).collect();
             let outcome = backend.txn(&self.checks, &self.operations).await?;
-            if matches!(outcome, TxnOutcome::Committed(_)) {
-                self.operations.iter().for_each(|operation| leases.forget(operation.key()));
+            let TxnOutcome::Committed(results) = &outcome else { return Ok(outcome) };
+            for ((operation, result), known) in self.operations.iter().zip(results).zip(known) {
+                match result {
+                    OperationResult::Put(version) => leases.overwritten(operation.key(), version),
+                    OperationResult::Deleted => leases.deleted(operation.key(), known),
+                }
             }
             Ok(outcome)
         })

@@ -41,8 +41,9 @@ impl fmt::Display for BackendKind {
 
 /// The version of a key: changes with every write of the key, and comes back in no later incarnation of it.
 ///
-/// Versions are compared for equality only; they can be stored and sent with serde. They belong to the backend that made
-/// them: another one refuses them with [`Error::Unsupported`].
+/// Versions are compared for equality only; they can be stored and sent with serde. They belong to
+/// one key (keys that one transaction wrote may have equal versions) and to the backend that made them: another one refuses
+/// them with [`Error::Unsupported`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Version {
     backend: BackendKind,

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 const SOON: Duration = Duration::from_millis(300);
-const LATE: Duration = Duration::from_secs(10);
+const LATE: Duration = Duration::from_secs(20);
 
 async fn answers(address: SocketAddr, path: &str) -> bool {
     timeout(SOON, http::get(address, path)).await.is_ok_and(|answer| answer.is_ok())
@@ -197,7 +197,7 @@ async fn a_killed_test_process_leaves_nothing_behind() {
 async fn a_proxy_cuts_clogs_and_restores() {
     let Some(server) = common::etcd().await else { return };
     let proxy = server.proxy();
-    assert!(answers(proxy.address(), "/health").await);
+    assert_eq!(http::get(proxy.address(), "/health").await.unwrap().status, 200);
     let mut connected = TcpStream::connect(proxy.address()).await.unwrap();
     proxy.cut();
     assert_eq!(connected.read(&mut [0]).await.unwrap_or(0), 0);

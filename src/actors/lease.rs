@@ -4,6 +4,7 @@ use crate::backend::Lease;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::link::{Doubt, LinkView, Session};
+use crate::types::Version;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::{FutureExt, StreamExt, stream};
 use std::cell::RefCell;
@@ -63,7 +64,7 @@ impl Schedule {
         let needs_renewal = keep_alive || renew_within < ttl;
         Schedule {
             renew_every: needs_renewal.then_some(renew_within / 3),
-            ends: (!keep_alive).then(|| Instant::now() + ttl),
+            ends: (!keep_alive).then(|| Instant::now().checked_add(ttl).unwrap_or_else(far_future)),
         }
     }
 
@@ -84,24 +85,45 @@ impl Leases {
     }
 
     /// Looks after the lease of a key that was written just now; the lease of the write before is ended.
+    ///
+    /// Answers may come in another order than the writes were made in: the later write, which the versions tell, stays.
     pub(crate) fn keep(&self, lease: Lease, ttl: Duration, keep_alive: bool) {
+        if self.known(&lease.key).is_some_and(|known| known.index() > lease.version.index()) {
+            return self.end_in_background(lease);
+        }
         let schedule = Schedule::new(&lease, ttl, keep_alive);
         let task = spawn_local(self.clone().look_after(lease.clone(), schedule)).abort_handle();
         let before = self.kept.borrow_mut().insert(lease.key.clone(), Kept { lease, keep_alive, task });
-        self.end_in_background(before);
+        before.into_iter().for_each(|kept| self.end_in_background(kept.lease.clone()));
     }
 
-    /// The key was written or deleted: nothing is left of its TTL.
-    pub(crate) fn forget(&self, key: &Key) {
-        let before = self.kept.borrow_mut().remove(key);
-        self.end_in_background(before);
+    /// The version in which `key` has a TTL by us.
+    pub(crate) fn known(&self, key: &Key) -> Option<Version> {
+        self.kept.borrow().get(key).map(|kept| kept.lease.version)
     }
 
-    /// The keys beneath `dir` were deleted.
-    pub(crate) fn forget_beneath(&self, dir: &Dir) {
-        let gone: Vec<Kept> =
-            self.kept.borrow_mut().extract_if(|key, _| dir.relative(key).is_some()).map(|(_, kept)| kept).collect();
-        gone.into_iter().for_each(|kept| self.end_in_background(Some(kept)));
+    /// The keys beneath `dir` that have a TTL by us.
+    pub(crate) fn known_beneath(&self, dir: &Dir) -> Vec<(Key, Version)> {
+        let kept = self.kept.borrow();
+        let beneath = kept.iter().filter(|(key, _)| dir.relative(key).is_some());
+        beneath.map(|(key, kept)| (key.clone(), kept.lease.version)).collect()
+    }
+
+    /// The key was deleted while it had this version, if it had a TTL by us: nothing is left of the TTL.
+    pub(crate) fn deleted(&self, key: &Key, known: Option<Version>) {
+        self.forget(key, |version| Some(version) == known);
+    }
+
+    /// The key was written in this version: nothing is left of the TTLs of versions before.
+    pub(crate) fn overwritten(&self, key: &Key, written: &Version) {
+        self.forget(key, |version| version.index() < written.index());
+    }
+
+    fn forget(&self, key: &Key, is_past: impl FnOnce(Version) -> bool) {
+        if self.known(key).is_some_and(is_past) {
+            let past = self.kept.borrow_mut().remove(key);
+            past.into_iter().for_each(|kept| self.end_in_background(kept.lease.clone()));
+        }
     }
 
     /// Ends the leases that were to last as long as the store. Those of plain TTLs run out at the server.
@@ -114,9 +136,8 @@ impl Leases {
         stream::iter(ends).buffer_unordered(ENDED_AT_ONCE).collect::<Vec<()>>().await;
     }
 
-    fn end_in_background(&self, before: Option<Kept>) {
-        let Some(before) = before else { return };
-        let (leases, lease) = (self.clone(), before.lease.clone());
+    fn end_in_background(&self, lease: Lease) {
+        let leases = self.clone();
         spawn_local(async move { leases.expire(&lease).await });
     }
 
@@ -215,7 +236,7 @@ fn far_future() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{BackendKind, Version};
+    use crate::types::BackendKind;
 
     const SECOND: Duration = Duration::from_secs(1);
 

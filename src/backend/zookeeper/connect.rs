@@ -60,6 +60,12 @@ impl Connector for Ensemble {
         vec![self.servers()]
     }
 
+    /// Until the server has surely let the session go: the client library says so at 7/5 of the session timeout, which the
+    /// server may have raised.
+    fn recover_within(&self) -> Option<Duration> {
+        Some((self.config.options.session_timeout * 2).max(Duration::from_secs(60)))
+    }
+
     async fn connect(&self, _index: usize) -> Result<Rc<dyn Backend>> {
         let servers = self.servers();
         let client = self.open(&servers).await.map_err(|failure| errors::of_connect(&servers, failure))?;
