@@ -208,8 +208,8 @@ fn skip(kind: Kind, missing: &str) {
     let demanded = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     assert!(!demanded("CI") && !demanded("KVACTOR_REQUIRE_SERVERS"), "{reason}");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    // Not `eprintln!`, which libtest shows only of tests that fail.
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
+    // Not `eprintln!`, which libtest shows only of tests that fail; and at once, because tests run side by side.
+    let _ = std::io::stderr().write_all(format!("SKIPPED: {test}: {reason}\n").as_bytes());
 }
 
 /// Whether `name` is a program on PATH.
