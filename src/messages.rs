@@ -24,7 +24,8 @@ use crate::call::{Call, Rules};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{
-    Check, Consistency, Expected, KvPair, ListOptions, Operation, OperationResult, Page, PutOptions, TxnOutcome, Version, Written,
+    Check, Consistency, Expected, KvPair, ListOptions, Operation, OperationResult, Page, PutOptions, TxnOutcome,
+    Version, Written,
 };
 use actix::Message;
 use bytes::Bytes;
