@@ -33,6 +33,15 @@ pub(super) fn encode_path(path: &str) -> String {
     utf8_percent_encode(path, ENCODED_IN_PATH).to_string()
 }
 
+/// Whether Go prints every character, as far as can be told: its tables and ours may be of different ages.
+///
+/// Rust escapes for `Debug` exactly what Go doesn't print: controls, formats, separators, what is private or unassigned.
+/// Rust also escapes quotes and the like, which are ASCII, and combining characters that begin a text, hence the `x`.
+pub(super) fn is_printable(path: &str) -> bool {
+    let is_escaped = |c: char| format!("x{c}").escape_debug().nth(1) == Some('\\');
+    !path.chars().any(|c| !c.is_ascii() && is_escaped(c))
+}
+
 /// A number that no other write has, for the write's flags.
 ///
 /// It makes every write a change: Consul leaves a key as it is, version included, when it is written with what it holds
@@ -261,24 +270,24 @@ impl Entry<'_> {
     }
 }
 
-/// The answer to a transaction that was applied.
+/// The answer to a transaction that was applied, with a `T` for each entry: a [`Meta`] or an [`Entry`].
 #[derive(Deserialize)]
-pub(super) struct Applied<'a> {
+pub(super) struct Applied<T> {
     /// Null where there is no result.
-    #[serde(rename = "Results", borrow)]
-    results: Option<Vec<AppliedOp<'a>>>,
+    #[serde(rename = "Results")]
+    results: Option<Vec<AppliedOp<T>>>,
 }
 
 #[derive(Deserialize)]
-struct AppliedOp<'a> {
-    #[serde(rename = "KV", borrow)]
-    meta: Meta<'a>,
+struct AppliedOp<T> {
+    #[serde(rename = "KV")]
+    entry: T,
 }
 
-impl<'a> Applied<'a> {
+impl<T> Applied<T> {
     /// The entries, in the operations' order.
-    pub(super) fn entries(self) -> impl Iterator<Item = Meta<'a>> {
-        self.results.into_iter().flatten().map(|op| op.meta)
+    pub(super) fn entries(self) -> impl Iterator<Item = T> {
+        self.results.into_iter().flatten().map(|op| op.entry)
     }
 }
 
@@ -310,6 +319,18 @@ mod tests {
         assert_eq!(encode_path("a b/c?d#e%f+g&h"), "a%20b/c%3Fd%23e%25f%2Bg%26h");
         assert_eq!(encode_path("é/~x-y_z.0"), "%C3%A9/~x-y_z.0");
         assert_eq!(encode("a/b"), "a%2Fb");
+    }
+
+    #[test]
+    fn what_go_prints() {
+        for path in [" !\"'\\~", "é/日本/😀", "cafe\u{301}", "\u{301}"] {
+            assert!(is_printable(path), "{path:?}");
+        }
+        for odd in
+            ['\u{a0}', '\u{ad}', '\u{378}', '\u{200b}', '\u{2028}', '\u{202e}', '\u{3000}', '\u{feff}', '\u{f0000}']
+        {
+            assert!(!is_printable(&format!("a/{odd}/b")), "{odd:?}");
+        }
     }
 
     #[test]
@@ -357,11 +378,14 @@ mod tests {
         let json = r#"{"Results":[{"KV":{"LockIndex":0,"Key":"L","Flags":5,"Value":null,"Session":"s","CreateIndex":48,
             "ModifyIndex":51}},{"KV":{"LockIndex":0,"Key":"m","Flags":0,"Value":"eA==","CreateIndex":1,
             "ModifyIndex":2}}],"Errors":null}"#;
-        let metas: Vec<_> = serde_json::from_str::<Applied<'_>>(json).unwrap().entries().collect();
+        let metas: Vec<_> = serde_json::from_str::<Applied<Meta<'_>>>(json).unwrap().entries().collect();
         assert_eq!((metas[0].flags, metas[0].index), (5, 51));
         assert_eq!(metas[0].session.as_ref().map(|session| session.0.as_ref()), Some("s"));
         assert!(metas[1].session.is_none());
-        assert_eq!(serde_json::from_str::<Applied<'_>>(r#"{"Results":null}"#).unwrap().entries().count(), 0);
+        let entries: Vec<_> = serde_json::from_str::<Applied<Entry<'_>>>(json).unwrap().entries().collect();
+        assert_eq!((entries[0].value().unwrap(), entries[0].index), (Bytes::new(), 51));
+        assert_eq!((entries[1].value().unwrap(), entries[1].path.as_ref()), (Bytes::from_static(b"x"), "m"));
+        assert_eq!(serde_json::from_str::<Applied<Meta<'_>>>(r#"{"Results":null}"#).unwrap().entries().count(), 0);
         let refused: Refused =
             serde_json::from_str(r#"{"Results":null,"Errors":[{"OpIndex":1,"What":"no"}]}"#).unwrap();
         assert_eq!(refused.errors, [Refusal { op_index: 1, what: "no".into() }]);
@@ -377,7 +401,8 @@ mod tests {
 
         #[test]
         fn no_answer_makes_it_panic(body in any::<Vec<u8>>()) {
-            let _ = serde_json::from_slice::<Applied<'_>>(&body);
+            let _ = serde_json::from_slice::<Applied<Meta<'_>>>(&body);
+            let _ = serde_json::from_slice::<Applied<Entry<'_>>>(&body);
             let _ = serde_json::from_slice::<Vec<Entry<'_>>>(&body);
             let _ = serde_json::from_slice::<Refused>(&body);
         }

@@ -1,6 +1,6 @@
 //! Requests to one agent and what their answers mean.
 
-use super::codec::{Applied, MAX_TXN_BODY, Meta, Op, Refusal, Refused};
+use super::codec::{Applied, MAX_TXN_BODY, Op, Refusal, Refused};
 use crate::config::Endpoint;
 use crate::error::{Error, Result};
 use crate::types::Consistency;
@@ -203,9 +203,13 @@ impl Http {
         }
     }
 
-    /// The entries of an applied transaction's answer.
-    pub(super) fn entries<'a>(&self, body: &'a Bytes, effect: Effect) -> Result<impl Iterator<Item = Meta<'a>>> {
-        let applied: Applied<'a> = serde_json::from_slice(body).map_err(|error| self.garbled(effect, error))?;
+    /// The entries of an applied transaction's answer, with as much of each as `T` holds.
+    pub(super) fn entries<'a, T: Deserialize<'a>>(
+        &self,
+        body: &'a Bytes,
+        effect: Effect,
+    ) -> Result<impl Iterator<Item = T>> {
+        let applied: Applied<T> = serde_json::from_slice(body).map_err(|error| self.garbled(effect, error))?;
         Ok(applied.entries())
     }
 

@@ -1,7 +1,8 @@
 //! Listings. Consul has no pages: each answer holds everything beneath the prefix, and is cut down here.
 
-use super::codec::{Entry, encode_path};
+use super::codec::{Entry, Meta, encode_path};
 use super::http::freshness;
+use super::read::{Extent, Way};
 use super::{Consul, version};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
@@ -11,13 +12,8 @@ use std::borrow::Cow;
 impl Consul {
     /// The keys beneath `dir` with their values.
     pub(super) async fn pairs(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
-        let path = format!("kv/{}", encode_path(&self.namespace.prefix(dir)));
-        let query = format!("recurse&{}", freshness(options.consistency));
-        let answer = self.http.read_keys(&path, query).await?;
-        let entries: Vec<Entry<'_>> = match &answer {
-            Some((answer, _)) => self.http.json(answer)?,
-            None => Vec::new(),
-        };
+        let shown = self.show(&self.namespace.prefix(dir), Extent::Tree, options.consistency).await?;
+        let entries: Vec<Entry<'_>> = self.parse(&shown)?;
         let keys = entries.iter().filter_map(|entry| Some((self.namespace.key(&entry.path)?, entry)));
         let mut keys: Vec<_> = keys.collect();
         let empty = keys.is_empty();
@@ -27,15 +23,9 @@ impl Consul {
         if empty {
             self.require(dir, options).await?;
         }
-        let items = page.items.into_iter().map(|(key, entry)| self.pair(key, entry)).collect::<Result<_>>()?;
+        let pair = |(key, entry)| Ok(KvPair { key, value: self.value(entry)?, version: version(entry.index) });
+        let items = page.items.into_iter().map(pair).collect::<Result<_>>()?;
         Ok(Page { items, next: page.next })
-    }
-
-    fn pair(&self, key: Key, entry: &Entry<'_>) -> Result<KvPair> {
-        let value = entry.value().map_err(|error| {
-            Error::backend(format!("{} sent a value of `{key}` that isn't base64", self.http.name())).with_source(error)
-        })?;
-        Ok(KvPair { key, value, version: version(entry.index) })
     }
 
     /// The keys beneath `dir`.
@@ -58,9 +48,14 @@ impl Consul {
         Ok(self.paths(dir, Depth::Recursive, options.consistency).await?.any_key)
     }
 
-    /// What the server calls keys: at [`Depth::Children`], names of directories too.
+    /// What the server calls keys: at [`Depth::Children`], names of directories too, or all that is in them.
     async fn paths(&self, dir: &Dir, depth: Depth, consistency: Consistency) -> Result<Paths> {
         let prefix = self.namespace.prefix(dir);
+        if Way::to(&prefix) == Way::Txn {
+            let shown = self.show(&prefix, Extent::Tree, consistency).await?;
+            let metas: Vec<Meta<'_>> = self.parse(&shown)?;
+            return Ok(self.sift(&prefix, metas.into_iter().map(|meta| meta.path)));
+        }
         let separator = match depth {
             Depth::Recursive => "",
             Depth::Children => "&separator=%2F",
@@ -69,12 +64,18 @@ impl Consul {
         let path = format!("kv/{}", encode_path(&prefix));
         let Some((answer, _)) = self.http.read_keys(&path, query).await? else { return Ok(Paths::default()) };
         let paths: Vec<Cow<'_, str>> = self.http.json(&answer)?;
-        let keys: Vec<_> = paths.iter().filter_map(|path| self.namespace.key(path)).collect();
-        Ok(Paths {
-            any_key: !keys.is_empty(),
-            any_directory: paths.iter().any(|path| path.ends_with('/') && path.len() > prefix.len()),
-            keys,
-        })
+        Ok(self.sift(&prefix, paths.into_iter()))
+    }
+
+    /// Tells keys from what else the server shows beneath `prefix`.
+    fn sift<'a>(&self, prefix: &str, paths: impl Iterator<Item = Cow<'a, str>>) -> Paths {
+        let mut sifted = Paths::default();
+        for path in paths {
+            sifted.any_directory |= path.ends_with('/') && path.len() > prefix.len();
+            sifted.keys.extend(self.namespace.key(&path));
+        }
+        sifted.any_key = !sifted.keys.is_empty();
+        sifted
     }
 
     /// Fails where nothing is beneath `dir` and the rules want an error for that.

@@ -6,10 +6,15 @@
 //!   are locks to this driver, which leaves them alone.
 //! - Values of more than 378 KiB don't fit into Consul's transactions. Alone they are written in another way, with one
 //!   more request; in a transaction they are refused.
+//! - Agents take no URL with characters that Go doesn't print, such as U+00A0 or U+200B. Keys that aren't ASCII are
+//!   therefore read by transactions, which show values also where only the names of keys are asked for. That other way of
+//!   writing large values isn't open to keys with such characters: writing more than 378 KiB to them fails with
+//!   [`Error::Unsupported`], and nothing is written.
 
 mod codec;
 mod http;
 mod list;
+mod read;
 mod write;
 
 use crate::backend::{Backend, Connector, Lease};
@@ -24,15 +29,15 @@ use async_trait::async_trait;
 use awc::http::StatusCode;
 use awc::http::header::HeaderValue;
 use bytes::Bytes;
-use codec::{CreatedSession, NewSession, Op, encode_path};
-use http::{Effect, Http, Request, Settings, Transaction, freshness};
+use codec::{CreatedSession, Meta, NewSession, Op};
+use http::{Effect, Http, Request, Settings, Transaction};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use write::{Mode, Outcome, Placed};
 
-/// Consul's own limit for a value (`kv_max_value_size`).
+/// Consul's own limit for a value (`kv_max_value_size`). A few keys have a lower one, see [`Consul::require_way`].
 const MAX_VALUE_SIZE: usize = 512 * 1024;
 /// Consul's bounds for the TTL of a session.
 const MIN_SESSION_TTL: Duration = Duration::from_secs(10);
@@ -185,29 +190,6 @@ impl Consul {
         }
     }
 
-    /// Whether there is such a key.
-    ///
-    /// A transaction tells without carrying the value, but takes the right to write the key. Who was denied that once
-    /// reads the value from then on.
-    async fn is_there(&self, key: &Key, consistency: Consistency) -> Result<bool> {
-        let path = self.namespace.path(key);
-        if !self.reads_only.get() {
-            match self.run(&[Op::CheckNotExists { path: &path }], consistency).await {
-                Err(Error::PermissionDenied { .. }) => self.reads_only.set(true),
-                applied => return applied.map(|applied| applied.is_none()),
-            }
-        }
-        Ok(self.read(&path, consistency).await?.is_some())
-    }
-
-    /// The value at a path and its index: where one key is asked for, the index of the answer is the key's own, however
-    /// many others change.
-    async fn read(&self, path: &str, consistency: Consistency) -> Result<Option<(Bytes, u64)>> {
-        let query = format!("raw&{}", freshness(consistency));
-        let read = self.http.read_keys(&format!("kv/{}", encode_path(path)), query).await?;
-        Ok(read.map(|(answer, index)| (answer.body, index)))
-    }
-
     /// Why a key didn't have the version that was expected.
     async fn mismatch(&self, key: &Key) -> Error {
         match self.is_there(key, Consistency::Linearizable).await {
@@ -292,6 +274,7 @@ impl Backend for Consul {
     }
 
     async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
+        self.require_way(key, value)?;
         let ttl = session_ttl(ttl);
         let body = serde_json::to_vec(&NewSession::ttl(ttl))
             .map_err(|error| Error::backend("a session could not be written as JSON").with_source(error))?;
@@ -356,7 +339,7 @@ impl Backend for Consul {
             Transaction::TooLarge(said) => return Err(Error::backend(said)),
         };
         let entries = self.http.entries(&body, Effect::Write)?;
-        let deleted = entries.filter(|entry| self.namespace.key(&entry.path).is_some()).count();
+        let deleted = entries.filter(|entry: &Meta<'_>| self.namespace.key(&entry.path).is_some()).count();
         if deleted == 0 {
             self.require(dir, &ListOptions::default()).await?;
         }

@@ -1,7 +1,10 @@
 //! Writing one key: the two ways that Consul has for it, and what becomes of a TTL that hangs on the key.
 
-use super::codec::{self, MAX_TXN_VALUE, Meta, Op, Refusal, SessionInfo, TTL_SESSION, encode_path, nonce};
+use super::codec::{
+    self, MAX_TXN_VALUE, Meta, Op, Refusal, SessionInfo, TTL_SESSION, encode_path, is_printable, nonce,
+};
 use super::http::{Effect, Request, Transaction, size_limit};
+use super::read::Way;
 use super::{Consul, version};
 use crate::error::{Error, Result};
 use crate::key::Key;
@@ -79,6 +82,7 @@ enum Holder {
 impl Consul {
     /// Writes `value` by a transaction, which answers with the version, or as it is, where it is too large for one.
     pub(super) async fn write(&self, key: &Key, value: &Bytes, mode: Mode<'_>) -> Result<Outcome> {
+        self.require_way(key, value)?;
         if value.len() > MAX_TXN_VALUE {
             return self.write_large(key, value, mode).await;
         }
@@ -90,6 +94,14 @@ impl Consul {
             }
             Transaction::Refused(errors) => Ok(Outcome::Refused(errors)),
             Transaction::TooLarge(_) => self.write_large(key, value, mode).await,
+        }
+    }
+
+    /// Fails where the value is too large for a transaction and the key can't be in a URL: there is no other way.
+    pub(super) fn require_way(&self, key: &Key, value: &Bytes) -> Result<()> {
+        match value.len() <= MAX_TXN_VALUE || is_printable(&self.namespace.path(key)) {
+            true => Ok(()),
+            false => Err(unprintable(key, value.len())),
         }
     }
 
@@ -109,7 +121,8 @@ impl Consul {
     /// the flags tell afterwards whether what is there is this write.
     async fn write_large(&self, key: &Key, value: &Bytes, mode: Mode<'_>) -> Result<Outcome> {
         let flags = nonce();
-        let path = format!("kv/{}", encode_path(&self.namespace.path(key)));
+        let plain = self.namespace.path(key);
+        let path = format!("kv/{}", encode_path(&plain));
         let mut request = Request::put(&path, value.clone(), Effect::Write);
         request.query = mode.query(flags);
         let answer = self.http.send(request).await?;
@@ -120,6 +133,8 @@ impl Consul {
                 Some(limit) => Err(Error::ValueTooLarge { key: (**key).into(), size: value.len(), limit }),
                 None => Err(self.http.failure(&answer)),
             },
+            // An agent knows fewer characters than we do if it is older.
+            (StatusCode::BAD_REQUEST, b"") if Way::to(&plain) == Way::Txn => Err(unprintable(key, value.len())),
             _ => Err(self.http.failure(&answer)),
         }
     }
@@ -259,14 +274,6 @@ impl Consul {
         )))
     }
 
-    /// The session that holds the key.
-    async fn session_of(&self, key: &Key) -> Result<Option<String>> {
-        let path = format!("kv/{}", encode_path(&self.namespace.path(key)));
-        let Some((answer, _)) = self.http.read_keys(&path, "consistent".into()).await? else { return Ok(None) };
-        let metas: Vec<Meta<'_>> = self.http.json(&answer)?;
-        Ok(metas.first().and_then(|meta| Placed::from(meta).session))
-    }
-
     /// Writes a value that `session` holds in place of `other`, if that stands for a TTL. None where `other` has let
     /// go.
     async fn take_over(&self, key: &Key, value: &Bytes, session: &str, other: &str) -> Result<Option<Version>> {
@@ -313,6 +320,15 @@ impl Consul {
     }
 }
 
+/// Nothing was written: the key can't be in a URL, nor the value in a transaction.
+fn unprintable(key: &Key, size: usize) -> Error {
+    Error::unsupported(format!(
+        "`{}` has characters that Consul takes only in transactions, whose values have at most {MAX_TXN_VALUE} bytes, \
+         and this one has {size}; write less, or under a key of printable characters",
+        key.escape_debug()
+    ))
+}
+
 /// A failure after the value was written: no other kind of error leaves room for that.
 fn after_write(error: Error) -> Error {
     match error {
@@ -333,6 +349,12 @@ mod tests {
         assert_eq!(Mode::Set.query(7), "flags=7");
         assert_eq!(Mode::Cas(3).query(7), "flags=7&cas=3");
         assert_eq!(Mode::Lock("a&b").query(7), "flags=7&acquire=a%26b");
+    }
+
+    #[test]
+    fn what_cannot_be_written_says_why() {
+        let reason = unprintable(&Key::parse("a\u{200b}").unwrap(), 400_000).to_string();
+        assert!(reason.contains(r"`a\u{200b}`") && reason.contains("400000") && reason.contains("387072"), "{reason}");
     }
 
     #[test]
