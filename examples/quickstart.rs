@@ -55,12 +55,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A TTL: the key goes by itself.
     let written = Instant::now();
     store.put_with("quickstart/lease", "for two seconds", PutOptions::ttl(Duration::from_secs(2))).await?;
-    println!("ttl           lease exists: {}", store.exists("quickstart/lease").await?);
+    println!("ttl           quickstart/lease exists: {}", store.exists("quickstart/lease").await?);
     while store.exists("quickstart/lease").await? {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let kept = (2.0..3.5).contains(&written.elapsed().as_secs_f64());
-    println!("ttl           lease went in time: {kept}");
+    println!("ttl           quickstart/lease went in time: {kept}");
 
     // Clean up.
     println!("delete_tree   {} keys", store.delete_tree("quickstart").await?);

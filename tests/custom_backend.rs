@@ -1,5 +1,7 @@
 //! The conformance suite on a backend that is not part of the crate: the one of the example.
 #![cfg(feature = "conformance")]
+// Clippy's own exception for tests knows only the test functions themselves.
+#![allow(clippy::expect_used, clippy::panic)]
 
 #[path = "../examples/custom_backend.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the example's own `main` is not run here")]

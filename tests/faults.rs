@@ -1,5 +1,7 @@
 //! Servers that are killed, frozen, cut off, absent, silent or not what they should be.
 #![cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
+// Clippy's own exception for tests knows only the test functions themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

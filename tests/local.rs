@@ -1,5 +1,7 @@
 //! The local store and its file: durability, group commit, and what else there may be in a file.
 #![cfg(feature = "local")]
+// Clippy's own exception for tests knows only the test functions themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use futures_util::future::join_all;
 use kvactor::{Error, PutOptions, Store};
