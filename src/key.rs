@@ -56,11 +56,6 @@ impl Key {
         &self.0
     }
 
-    /// The text, shared.
-    pub(crate) fn share(&self) -> Arc<str> {
-        self.0.clone()
-    }
-
     /// The directory of the same name, which holds the keys beneath this one.
     pub fn as_dir(&self) -> Dir {
         Dir(self.0.clone())
@@ -274,6 +269,13 @@ macro_rules! path_type {
 }
 path_type!(Key);
 path_type!(Dir);
+
+/// The text, shared and not copied.
+impl From<&Key> for Arc<str> {
+    fn from(key: &Key) -> Self {
+        key.0.clone()
+    }
+}
 
 impl From<Key> for Dir {
     fn from(key: Key) -> Self {

@@ -48,6 +48,7 @@
 
 mod actors;
 mod backend;
+mod backoff;
 mod call;
 mod config;
 #[cfg(feature = "conformance")]

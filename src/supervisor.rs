@@ -7,11 +7,11 @@
 use crate::actors::connection::panic_text;
 use crate::actors::lease::Leases;
 use crate::backend::{Backend, Connector};
+use crate::backoff::Pauses;
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::link::{Doubt, Link, Report, Session};
 use crate::types::{LinkState, Status};
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -104,20 +104,15 @@ impl Supervisor {
         None
     }
 
-    fn pauses(&self) -> ExponentialBackoff {
-        ExponentialBuilder::default()
-            .with_min_delay(self.options.backoff_min)
-            .with_max_delay(self.options.backoff_max)
-            .with_jitter()
-            .without_max_times()
-            .build()
+    fn pauses(&self) -> Pauses {
+        Pauses::new(self.options.backoff_min, self.options.backoff_max)
     }
 
     /// Tries the endpoints in turn until one serves; pauses after each round. None where the store was to be opened at once
     /// and the first round failed.
     async fn connect(
         &mut self,
-        pauses: &mut ExponentialBackoff,
+        pauses: &mut Pauses,
         opened: &mut Option<oneshot::Sender<Result<()>>>,
     ) -> Phase<Option<Rc<dyn Backend>>> {
         let endpoints = self.connector.endpoints();
@@ -141,8 +136,7 @@ impl Supervisor {
                 tell_opened(opened, Err(last));
                 return Phase::Over(None);
             }
-            let pause = pauses.next().unwrap_or(self.options.backoff_max);
-            if let Phase::Closing(closing) = or_closing(&mut self.closing, sleep(pause)).await {
+            if let Phase::Closing(closing) = or_closing(&mut self.closing, sleep(pauses.next())).await {
                 return Phase::Closing(closing);
             }
         }

@@ -1,5 +1,5 @@
 //! The quickstart example prints the same lines on every backend.
-
+#![cfg(all(feature = "consul", feature = "etcd", feature = "zookeeper", feature = "local", feature = "memory"))]
 // Clippy's own exception for tests knows only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -8,23 +8,11 @@ mod common;
 use common::Kind;
 use std::process::Command;
 
-/// The features of this build, by which the example that was built with it is found again.
-const FEATURES: &[(&str, bool)] = &[
-    ("consul", cfg!(feature = "consul")),
-    ("etcd", cfg!(feature = "etcd")),
-    ("zookeeper", cfg!(feature = "zookeeper")),
-    ("local", cfg!(feature = "local")),
-    ("memory", cfg!(feature = "memory")),
-    ("tls", cfg!(feature = "tls")),
-    ("conformance", cfg!(feature = "conformance")),
-];
-
 /// What the example prints on the store at `url`, or on its own one.
 async fn quickstart(url: Option<String>) -> String {
-    let features: Vec<_> = FEATURES.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
     let mut command = Command::new(env!("CARGO"));
-    command.args(["run", "--quiet", "--locked", "--no-default-features", "--features", &features.join(",")]);
-    command.args(["--example", "quickstart", "--"]).args(url).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.args(["run", "--quiet", "--locked", "--all-features", "--example", "quickstart", "--"]);
+    command.args(url).current_dir(env!("CARGO_MANIFEST_DIR"));
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
@@ -49,31 +37,26 @@ async fn on_server(kind: Kind) {
     assert_eq!(quickstart(Some(server.url("quickstart"))).await, LINES);
 }
 
-#[cfg(feature = "local")]
 #[tokio::test]
 async fn without_an_argument_on_a_file() {
     assert_eq!(quickstart(None).await, LINES);
 }
 
-#[cfg(feature = "memory")]
 #[tokio::test]
 async fn on_memory() {
     assert_eq!(quickstart(Some("memory://quickstart".into())).await, LINES);
 }
 
-#[cfg(feature = "consul")]
 #[tokio::test]
 async fn on_consul() {
     on_server(Kind::Consul).await;
 }
 
-#[cfg(feature = "etcd")]
 #[tokio::test]
 async fn on_etcd() {
     on_server(Kind::Etcd).await;
 }
 
-#[cfg(feature = "zookeeper")]
 #[tokio::test]
 async fn on_zookeeper() {
     on_server(Kind::ZooKeeper).await;

@@ -1,5 +1,5 @@
 //! How many requests each call costs, counted on the wire or by the server itself.
-#![cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
+#![cfg(all(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 // Clippy's own exception for tests knows only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -64,7 +64,6 @@ async fn each_call_is_one_request(store: &Store, meter: &impl Meter) {
     one("delete", cost(meter, store.delete("a")).await.0);
 }
 
-#[cfg(feature = "consul")]
 #[tokio::test]
 async fn consul() {
     let Some(server) = common::consul().await else { return };
@@ -75,7 +74,6 @@ async fn consul() {
     assert_eq!(connections, 1, "connections are kept and used again");
 }
 
-#[cfg(feature = "etcd")]
 #[tokio::test]
 async fn etcd() {
     // Of its own: the server counts everybody's requests.
@@ -84,7 +82,6 @@ async fn etcd() {
     each_call_is_one_request(&store, &server).await;
 }
 
-#[cfg(feature = "zookeeper")]
 #[tokio::test]
 async fn zookeeper() {
     let Some(server) = common::zookeeper().await else { return };

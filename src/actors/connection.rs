@@ -1,13 +1,13 @@
 //! [`Connection`]: the actor that takes a store's messages and carries them out on the session of the moment.
 
 use crate::actors::lease::Leases;
+use crate::backoff::Pauses;
 use crate::call::Rules;
 use crate::error::{Error, Result};
 use crate::link::{Doubt, LinkView, Session};
 use crate::messages::{Close, Request};
 use crate::supervisor::Closing;
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -123,7 +123,8 @@ async fn serve<R: Request>(calls: Rc<Calls>, request: R, deadline: Instant) -> R
     let Ok(Ok(_permit)) = timeout_at(deadline, calls.permits.acquire()).await else {
         return Err(Error::Timeout { after: calls.timeout });
     };
-    let mut pauses = retry_pauses();
+    // The link may be up again at once, and must not be hammered if it isn't.
+    let mut pauses = Pauses::new(Duration::from_millis(5), Duration::from_millis(250));
     loop {
         let session = calls.link.session(deadline).await?;
         let error = match attempt(&calls, &request, &session, deadline).await {
@@ -134,25 +135,12 @@ async fn serve<R: Request>(calls: Rc<Calls>, request: R, deadline: Instant) -> R
             return Err(error);
         }
         calls.link.report(session.number, Doubt::Unreachable(error.clone()));
-        let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+        let pause = pauses.next();
         if Instant::now() + pause >= deadline {
             return Err(error);
         }
         sleep(pause).await;
     }
-}
-
-/// The longest pause before a call is tried again.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-
-/// Pauses between the attempts of one call: the link may be up again at once, and must not be hammered if it isn't.
-fn retry_pauses() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(5))
-        .with_max_delay(LONGEST_PAUSE)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 /// One attempt, which ends with the deadline, with the session, or with a panic of the driver.

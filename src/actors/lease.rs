@@ -1,11 +1,11 @@
 //! [`Leases`]: the keys with a TTL that this store wrote. Each has a task that renews its lease and ends it in time.
 
 use crate::backend::Lease;
+use crate::backoff::Pauses;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::link::{Doubt, LinkView, Session};
 use crate::types::Version;
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::{FutureExt, StreamExt, stream};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -181,7 +181,7 @@ impl Leases {
     /// let the lease go in any case.
     async fn until_answered(&self, errand: Errand, lease: &Lease, patience: Duration) -> Result<()> {
         let give_up = Instant::now().checked_add(patience).unwrap_or_else(far_future);
-        let mut pauses = pauses();
+        let mut pauses = Pauses::new(Duration::from_millis(20), Duration::from_secs(1));
         loop {
             let session = self.link.session(give_up).await?;
             let answer = AssertUnwindSafe(errand.run(&session, lease)).catch_unwind();
@@ -193,7 +193,7 @@ impl Leases {
                 Err(_) => Error::Timeout { after: self.timeout },
             };
             self.link.report(session.number, Doubt::Unreachable(error));
-            sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+            sleep(pauses.next()).await;
             if Instant::now() >= give_up {
                 return Err(Error::Timeout { after: patience });
             }
@@ -215,17 +215,6 @@ impl Errand {
             Errand::Expire => session.backend.expire(lease).await,
         }
     }
-}
-
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-fn pauses() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(20))
-        .with_max_delay(LONGEST_PAUSE)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 /// A time that no process lives to see.

@@ -55,7 +55,7 @@ struct Embedded<E> {
 impl<E: Engine> Embedded<E> {
     fn path(&self, key: &Key) -> Path {
         match self.namespace.is_root() {
-            true => key.share(),
+            true => key.into(),
             false => self.namespace.path(key).into(),
         }
     }

@@ -107,6 +107,7 @@ pub(super) struct State {
 
 impl State {
     /// A state as it was stored.
+    #[cfg(feature = "local")]
     pub(super) fn restore(revision: u64, entries: impl IntoIterator<Item = (Path, Entry)>) -> Self {
         let mut state = State { revision, ..State::default() };
         state.apply(entries.into_iter().map(|(path, entry)| Change { path, entry: Some(entry) }).collect());
@@ -114,6 +115,7 @@ impl State {
     }
 
     /// The revision of the latest change.
+    #[cfg(feature = "local")]
     pub(super) fn revision(&self) -> u64 {
         self.revision
     }
