@@ -115,7 +115,7 @@ pub struct Options {
     /// Largest value in bytes. 512 KiB, which every backend takes; at most
     /// [`Capabilities::max_value_size`](crate::Capabilities::max_value_size).
     pub max_value_size: usize,
-    /// The wait before the second attempt to connect; it doubles with each attempt, with jitter. 50 ms.
+    /// The wait before the second round of attempts to connect; it doubles with each, with jitter of as much again. 50 ms.
     pub backoff_min: Duration,
     /// The longest wait between two attempts. 5 s.
     pub backoff_max: Duration,
@@ -142,6 +142,9 @@ impl Default for Options {
     }
 }
 
+/// The longest time that any setting may have.
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl Options {
     pub(crate) fn validate(&self) -> Result<()> {
         let durations = [
@@ -154,6 +157,11 @@ impl Options {
             if duration < Duration::from_millis(1) {
                 return Err(Error::invalid_config(name, "it must be at least 1ms"));
             }
+        }
+        let all = durations.iter().map(|(name, duration)| (*name, *duration));
+        let longest = all.chain([("backoff_max", self.backoff_max), ("backoff_reset", self.backoff_reset)]);
+        if let Some((name, _)) = longest.into_iter().find(|(_, duration)| *duration > MAX_TIMEOUT) {
+            return Err(Error::invalid_config(name, "it must be at most 365 days"));
         }
         if self.backoff_max < self.backoff_min {
             return Err(Error::invalid_config("backoff_max", "it must not be below `backoff_min`"));
@@ -204,6 +212,7 @@ impl Config {
             Error::invalid_config("store URL", "it has no `://`; an example is etcd://127.0.0.1:2379/prefix")
         })?;
         let scheme = Scheme::parse(name)?;
+        refuse_cut_credentials(rest)?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         if rest.contains('#') || query.contains('#') {
             return Err(Error::invalid_config("URL fragment", "a store URL has none; write `#` in a path as %23"));
@@ -289,7 +298,8 @@ impl Config {
             "max_in_flight" => options.max_in_flight = parsed(name, value, "a whole number")?,
             "max_value_size" => options.max_value_size = parsed(name, value, "a number of bytes")?,
             "datacenter" if self.backend == BackendKind::Consul => options.datacenter = Some(value.to_owned()),
-            "namespace" => self.namespace = namespace(value)?,
+            // Decoded already, as every parameter's value is.
+            "namespace" => self.namespace = decoded_namespace(value)?,
             "tls_ca" => self.tls_field(name)?.ca = Some(value.into()),
             "tls_cert" => self.tls_field(name)?.cert = Some(value.into()),
             "tls_key" => self.tls_field(name)?.key = Some(value.into()),
@@ -333,10 +343,28 @@ impl fmt::Debug for Config {
 
 fn namespace(path: &str) -> Result<Namespace> {
     let path = decode(path).map_err(|_| Error::invalid_config("namespace", "it is no UTF-8 when decoded"))?;
-    match Dir::parse(&path) {
+    decoded_namespace(&path)
+}
+
+fn decoded_namespace(path: &str) -> Result<Namespace> {
+    match Dir::parse(path) {
         Ok(dir) => Ok(Namespace::new(dir)),
         Err(error) => Err(Error::invalid_config("namespace", error.to_string())),
     }
+}
+
+/// A `/`, `?` or `#` in a password cuts the URL in the wrong place, and the errors about the pieces would show the password.
+fn refuse_cut_credentials(rest: &str) -> Result<()> {
+    let Some(cut) = rest.find(['/', '?', '#']) else { return Ok(()) };
+    let (authority, behind) = rest.split_at(cut);
+    let port = authority.rsplit(',').next().and_then(|host| host.rsplit_once(':')).map(|(_, port)| port);
+    let is_port = port.is_none_or(|port| port.ends_with(']') || port.parse::<u16>().is_ok());
+    let in_query = behind.split_once('?').is_some_and(|(_, query)| query.split('=').next().unwrap_or("").contains('@'));
+    if !behind.contains('@') || authority.contains('@') || (is_port && !in_query) {
+        return Ok(());
+    }
+    let reason = "write `/` as %2F, `?` as %3F, `#` as %23 and `@` as %40 in them";
+    Err(Error::invalid_config("credentials in the URL", reason))
 }
 
 /// A host and port; `url` knows the rules for names, addresses and ports.
@@ -440,6 +468,12 @@ mod tests {
         assert!(!format!("{config:?}").contains("s@cret"));
         let error = Config::from_url("etcd://me:s%40cret@h:x/").unwrap_err();
         assert!(!format!("{error} {error:?}").contains("cret"));
+        for cut in ["etcd://me:s/cret@h/x", "etcd://me:s?cret@h", "etcd://me:s#cret@h", "etcd://me:1?cret@h=1"] {
+            let error = Config::from_url(cut).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("cret"), "{error}");
+            assert!(error.to_string().contains("credentials"), "{error}");
+        }
+        assert_eq!(Config::from_url("etcd://h/a@b").unwrap().namespace.dir().as_str(), "a@b");
     }
 
     #[test]
@@ -459,6 +493,7 @@ mod tests {
             ("etcd://h?datacenter=dc1", "parameter `datacenter`"),
             ("etcd://h?request_timeout=3", "parameter `request_timeout`"),
             ("etcd://h?request_timeout=0s", "request_timeout"),
+            ("etcd://h?request_timeout=1000years", "request_timeout"),
             ("etcd://h?lazy=maybe", "parameter `lazy`"),
             ("etcd://h?max_in_flight=0", "max_in_flight"),
             ("etcd://h?max_value_size=-1", "parameter `max_value_size`"),

@@ -45,8 +45,8 @@ pub(crate) struct LinkView {
     reports: mpsc::Sender<Report>,
 }
 
-/// How many reports may wait for the supervisor; one is enough to make it look, so the rest may be lost.
-const REPORTS: usize = 16;
+/// How many reports may wait for the supervisor. One is enough to make it look, and it takes them faster than calls can fail.
+const REPORTS: usize = 1024;
 
 /// The supervisor's end and everybody else's.
 pub(crate) fn link() -> (watch::Sender<Link>, LinkView, mpsc::Receiver<Report>) {
@@ -84,6 +84,14 @@ impl LinkView {
         };
         // An error says that the supervisor is gone, and with it every session.
         let _ = link.wait_for(over).await;
+    }
+
+    /// The number of the session that serves calls just now.
+    pub(crate) fn session_number(&self) -> Option<u64> {
+        match &*self.link.borrow() {
+            Link::Up(session) => Some(session.number),
+            Link::Down(_) | Link::Closed => None,
+        }
     }
 
     /// Whether the store is closed.

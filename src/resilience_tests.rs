@@ -1,6 +1,6 @@
 //! What a store does when its driver fails, hangs, panics or loses its session: everything but the drivers themselves.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use crate::config::Options;
 use crate::error::Error;
@@ -9,6 +9,7 @@ use crate::flaky::Script;
 use crate::messages::{Get, Put};
 use crate::store::Store;
 use crate::types::{LinkState, PutOptions, Status};
+use actix::MailboxError;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use std::sync::Arc;
@@ -42,8 +43,17 @@ async fn open(script: &Arc<Script>) -> Store {
 /// Waits for a status which the test made certain; a minute is a failure.
 async fn until(store: &Store, reached: impl Fn(&Status) -> bool) {
     let mut statuses = store.status_stream();
-    let waited = async { while statuses.next().await.is_some_and(|status| !reached(&status)) {} };
+    let waited = async { while !reached(&statuses.next().await.expect("the store is open")) {} };
     tokio::time::timeout(Duration::from_secs(60), waited).await.unwrap();
+}
+
+/// Waits for something that has no event to wait for; a minute is a failure.
+async fn eventually(reached: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !reached() {
+        assert!(begin.elapsed() < Duration::from_secs(60));
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn link(store: &Store, state: LinkState) {
@@ -187,9 +197,7 @@ async fn calls_in_flight_end_with_their_session() {
     let (write, read) = (store.clone(), store.clone());
     let write = tokio::spawn(async move { write.put("a", "v").await });
     let read = tokio::spawn(async move { read.exists("b").await });
-    while script.running.load(SeqCst) < 2 {
-        tokio::task::yield_now().await;
-    }
+    eventually(|| script.running.load(SeqCst) >= 2).await;
     script.recovers([Fail(unreachable())]);
     script.disruptions.add_permits(1);
     assert!(write.await.unwrap().unwrap_err().is_indeterminate());
@@ -204,9 +212,7 @@ async fn no_more_calls_are_in_flight_than_allowed() {
     script.calls((0..20).map(|_| Wait));
     let puts: Vec<_> = (0..20).map(|i| store.put(format!("k{i}"), "v")).collect();
     let gate = async {
-        while script.running.load(SeqCst) < 3 {
-            tokio::task::yield_now().await;
-        }
+        eventually(|| script.running.load(SeqCst) >= 3).await;
         script.gate.add_permits(20);
     };
     let (results, ()) = tokio::join!(join_all(puts), gate);
@@ -221,13 +227,12 @@ async fn a_closed_store_refuses_everything_and_ends_its_session() {
     script.calls([Hang]);
     let hanging = store.clone();
     let hanging = tokio::spawn(async move { hanging.get("k").await });
-    while script.running.load(SeqCst) < 1 {
-        tokio::task::yield_now().await;
-    }
+    eventually(|| script.running.load(SeqCst) >= 1).await;
     store.close().await.unwrap();
     assert_eq!(script.closed.available_permits(), 1);
     assert!(matches!(hanging.await.unwrap(), Err(Error::Closed)));
     assert!(matches!(store.get("k").await, Err(Error::Closed)));
+    assert!(matches!(store.put("k", "v").await, Err(Error::Closed)));
     assert!(matches!(store.close().await, Err(Error::Closed)));
     assert_eq!(store.status().link, LinkState::Closed);
 }
@@ -238,12 +243,12 @@ async fn the_last_handle_that_goes_closes_the_store() {
     let store = open(&script).await;
     let (addr, mut statuses) = (store.addr(), store.status_stream());
     drop(store.clone());
-    assert_eq!(script.closed.available_permits(), 0);
+    assert!(!store.exists("k").await.unwrap(), "a clone that goes closes nothing");
     drop(store);
     script.closed.acquire().await.unwrap().forget();
     while statuses.next().await.is_some() {}
     let after = addr.send(Get::new("k").unwrap()).await;
-    assert!(!matches!(after, Ok(Ok(_))), "{after:?}");
+    assert!(matches!(after, Err(MailboxError::Closed) | Ok(Err(Error::Closed))), "{after:?}");
 }
 
 #[tokio::test]
@@ -253,9 +258,7 @@ async fn an_opening_that_is_dropped_leaves_nothing() {
     let given_up = tokio::time::timeout(Duration::from_millis(20), opening).await;
     assert!(given_up.is_err());
     // All that is left of the store holds the script: the thread of its actors and the supervisor in it.
-    while Arc::strong_count(&script) > 1 {
-        tokio::task::yield_now().await;
-    }
+    eventually(|| Arc::strong_count(&script) == 1).await;
 }
 
 #[tokio::test]
@@ -274,13 +277,57 @@ async fn a_key_is_kept_alive_through_lost_renewals_and_removed_by_close() {
     let script = Script::new();
     let store = open(&script).await;
     let observer = Store::with_backend(script.connector(1), options()).await.unwrap();
-    let ttl = Duration::from_secs(1);
+    let ttl = Duration::from_secs(3);
     store.put_with("k", "v", PutOptions::keep_alive(ttl)).await.unwrap();
-    script.calls([Fail(unreachable()), LoseAnswer]);
+    script.calls([Fail(unreachable()), LoseAnswer, Fail(Error::backend("not yet")), Panic]);
     tokio::time::sleep(2 * ttl).await;
     assert!(observer.exists("k").await.unwrap());
     store.close().await.unwrap();
     assert!(!observer.exists("k").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_silent_server_is_left_for_the_next() {
+    let script = Script::new();
+    let patient = Options { request_timeout: Duration::from_secs(1), ..options() };
+    let store = Store::with_backend(script.connector(2), patient).await.unwrap();
+    script.calls([Hang]);
+    script.recovers([Hang]);
+    assert!(matches!(store.get("k").await, Err(Error::Timeout { .. })));
+    restarted(&store, 1).await;
+    assert_eq!(store.status().endpoint, "server-1");
+}
+
+#[tokio::test]
+async fn sessions_that_die_at_once_are_replaced_with_pauses() {
+    let script = Script::new();
+    let slow =
+        Options { backoff_min: Duration::from_millis(100), backoff_max: Duration::from_millis(100), ..options() };
+    let store = Store::with_backend(script.connector(1), slow).await.unwrap();
+    script.recovers((0..1000).map(|_| Fail(unreachable())));
+    script.disruptions.add_permits(1000);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let restarts = store.status().restarts;
+    assert!((2..=11).contains(&restarts), "{restarts} in a second");
+}
+
+#[tokio::test]
+async fn a_close_whose_driver_panics_still_ends_the_session() {
+    let script = Script::new();
+    let store = open(&script).await;
+    store.put_with("k", "v", PutOptions::keep_alive(Duration::from_secs(60))).await.unwrap();
+    script.calls([Panic]);
+    store.close().await.unwrap();
+    assert_eq!(script.closed.available_permits(), 1);
+}
+
+#[tokio::test]
+async fn an_endless_timeout_is_no_panic() {
+    let store = open(&Script::new()).await.with_request_timeout(Duration::MAX);
+    store.put("k", "v").await.unwrap();
+    let endless = Options { request_timeout: Duration::MAX, ..options() };
+    let error = Store::with_backend(Script::new().connector(1), endless).await.unwrap_err();
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
 }
 
 #[actix::test]

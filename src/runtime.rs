@@ -12,13 +12,14 @@ pub(crate) fn spawn<F>(start: impl FnOnce() -> F + Send + 'static) -> Result<()>
 where
     F: Future<Output = ()> + 'static,
 {
-    if let Some(arbiter) = Arbiter::try_current() {
+    // A thread remembers the arbiter of a system that has ended; such a one takes nothing.
+    if let Some(arbiter) = Arbiter::try_current().filter(|arbiter| arbiter.alive()) {
         let run = move || {
             actix_rt::spawn(start());
         };
         return match arbiter.spawn_fn(run) {
             true => Ok(()),
-            false => Err(Error::backend("the actix arbiter of this thread has stopped")),
+            false => Err(Error::backend("the actix arbiter of this thread has just stopped")),
         };
     }
     let thread = std::thread::Builder::new().name("kvactor".into());

@@ -4,7 +4,7 @@ use crate::actors::connection::{Calls, Connection, Timed};
 use crate::actors::lease::Leases;
 use crate::backend::{self, Connector};
 use crate::call::Rules;
-use crate::config::{Config, Options};
+use crate::config::{Config, MAX_TIMEOUT, Options};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::link::link;
@@ -14,8 +14,8 @@ use crate::messages::{
 use crate::runtime;
 use crate::supervisor::{Closing, Supervisor, initial_status};
 use crate::types::{
-    Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, PutOptions, Status, TxnOutcome,
-    Version, Written,
+    Capabilities, Check, Consistency, Expected, KvPair, LinkState, ListOptions, Operation, Page, PutOptions, Status,
+    TxnOutcome, Version, Written,
 };
 use actix::{Actor, Addr};
 use bytes::Bytes;
@@ -79,6 +79,9 @@ pub struct DeleteTreeOptions {
     pub allow_root: bool,
 }
 
+/// How long the store's actors may take to start. Only a thread that is blocked, or a system that isn't run, takes long.
+const START: Duration = Duration::from_secs(10);
+
 /// How long a caller waits beyond its deadline for the actor's own word. Only an actor whose thread is blocked needs it.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -130,26 +133,32 @@ impl Store {
             let leases = Leases::new(view.clone(), timeout);
             let calls = Rc::new(Calls::new(view, leases.clone(), rules, timeout, options.max_in_flight));
             let _ = started.send(Connection::new(calls.clone(), weak).start());
-            let supervisor = Supervisor { connector, options, link, status: status_sender, reports, closing, leases };
+            let (status, supervised) = (status_sender, calls.clone());
+            let supervisor =
+                Supervisor { connector, options, link, status, reports, closing, leases, calls: supervised };
             supervisor.run(opened).await;
             calls.drained().await;
         })?;
         let dead = || Error::backend("the thread of the store's actors ended while it started");
-        let connection = wait_started.await.map_err(|_| dead())?;
+        let connection = match timeout_at(Instant::now() + START, wait_started).await {
+            Ok(started) => started.map_err(|_| dead())?,
+            Err(_) => return Err(Error::backend("the actix system of this thread does not run its actors")),
+        };
         // From here on dropping this future closes the store again.
         let store = Store { shared: Arc::new(Shared { connection, status, capabilities, _open: open }), timeout };
         wait_opened.await.map_err(|_| dead())??;
         Ok(store)
     }
 
-    /// The same store with another deadline for the calls made through this handle.
+    /// The same store with another deadline for the calls made through this handle, of a year at the most.
     #[must_use]
     pub fn with_request_timeout(&self, timeout: Duration) -> Self {
-        Store { shared: self.shared.clone(), timeout }
+        Store { shared: self.shared.clone(), timeout: timeout.min(MAX_TIMEOUT) }
     }
 
     /// The address of the store's connection, for actix applications that send [`messages`](crate::messages). It doesn't keep
-    /// the store open: calls fail with [`Error::Closed`] when the last handle was dropped.
+    /// the store open: when the last handle is dropped, messages are answered with [`Error::Closed`], or refused with actix's
+    /// `MailboxError::Closed` where the thread of the store's own is gone.
     pub fn addr(&self) -> Addr<Connection> {
         self.shared.connection.clone()
     }
@@ -242,7 +251,7 @@ impl Store {
     /// | etcd | the lease: `ttl` in whole seconds, one or two more, at least 2 s |
     /// | Consul | twice the session's TTL, which is about `ttl` / 2 and at least 10 s |
     /// | ZooKeeper | the session timeout, even where `ttl` is longer; also when the store is closed |
-    /// | local | `ttl`; the key is purged at the next opening |
+    /// | local | `ttl` and almost a second; the key is purged at the next opening |
     /// | memory | not at all |
     ///
     /// # Errors
@@ -417,11 +426,11 @@ impl Store {
     }
 
     async fn call<R: Request>(&self, request: R) -> Result<R::Reply> {
-        if !self.shared.connection.connected() {
+        if self.shared.status.borrow().link == LinkState::Closed || !self.shared.connection.connected() {
             return Err(Error::Closed);
         }
-        let deadline = Instant::now() + self.timeout;
-        let reply = self.shared.connection.send(Timed { request, deadline });
+        let (timeout, deadline) = (self.timeout, Instant::now() + self.timeout);
+        let reply = self.shared.connection.send(Timed { request, timeout, deadline });
         match timeout_at(deadline + GRACE, reply).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) if R::WRITES => Err(Error::indeterminate("the store was closed during the call")),

@@ -4,7 +4,7 @@
 //! time. It is not on the path of calls: it publishes the [`Link`], which calls look at, and the [`Status`], which people
 //! look at.
 
-use crate::actors::connection::panic_text;
+use crate::actors::connection::{Calls, panic_text};
 use crate::actors::lease::Leases;
 use crate::backend::{Backend, Connector};
 use crate::backoff::Pauses;
@@ -34,6 +34,7 @@ pub(crate) struct Supervisor {
     /// Closes the store when something arrives, or when all senders are gone.
     pub(crate) closing: mpsc::Receiver<Closing>,
     pub(crate) leases: Leases,
+    pub(crate) calls: Rc<Calls>,
 }
 
 /// The status of a store that was not connected yet.
@@ -65,7 +66,7 @@ impl Supervisor {
         }
         let closing = self.live(&mut opened).await;
         tell_opened(&mut opened, Err(Error::Closed));
-        self.link.send_replace(Link::Closed);
+        self.publish_closed();
         if let Some(closing) = closing {
             let _ = closing.send(Ok(()));
         }
@@ -77,8 +78,9 @@ impl Supervisor {
     /// Session after session, until the store is to be closed.
     async fn live(&mut self, opened: &mut Option<oneshot::Sender<Result<()>>>) -> Option<Closing> {
         let mut pauses = self.pauses();
+        let mut endpoint = 0;
         for number in 1.. {
-            let backend = match self.connect(&mut pauses, opened).await {
+            let backend = match self.connect(&mut endpoint, &mut pauses, opened).await {
                 Phase::Over(Some(backend)) => backend,
                 Phase::Over(None) => return None,
                 Phase::Closing(closing) => return closing,
@@ -97,8 +99,13 @@ impl Supervisor {
             warn!(session = number, %error, "the session is lost; opening another");
             self.publish_down(LinkState::Suspended, passing(error));
             self.status.send_modify(|status| status.restarts += 1);
+            drop(session);
+            // The next endpoint first: this one may be half broken.
+            endpoint += 1;
             if since.elapsed() >= self.options.backoff_reset {
                 pauses = self.pauses();
+            } else if let Phase::Closing(closing) = or_closing(&mut self.closing, sleep(pauses.next())).await {
+                return closing;
             }
         }
         None
@@ -108,17 +115,20 @@ impl Supervisor {
         Pauses::new(self.options.backoff_min, self.options.backoff_max)
     }
 
-    /// Tries the endpoints in turn until one serves; pauses after each round. None where the store was to be opened at once
-    /// and the first round failed.
+    /// Tries the endpoints in turn, from this one on, until one serves; pauses after each round. None where the store was to
+    /// be opened at once and the first round failed.
     async fn connect(
         &mut self,
+        next: &mut usize,
         pauses: &mut Pauses,
         opened: &mut Option<oneshot::Sender<Result<()>>>,
     ) -> Phase<Option<Rc<dyn Backend>>> {
         let endpoints = self.connector.endpoints();
         loop {
             let mut last = Error::unreachable("there is no endpoint");
-            for (index, endpoint) in endpoints.iter().enumerate() {
+            for _ in &endpoints {
+                let index = *next % endpoints.len();
+                let endpoint = &endpoints[index];
                 let attempt = attempt(self.connector.clone(), index, endpoint, self.options.connect_timeout);
                 last = match or_closing(&mut self.closing, attempt).await {
                     Phase::Over(Ok(backend)) => {
@@ -129,6 +139,7 @@ impl Supervisor {
                     Phase::Closing(closing) => return Phase::Closing(closing),
                 };
                 warn!(endpoint, error = %last, "no connection");
+                *next += 1;
             }
             let state = self.status.borrow().link;
             self.publish_down(state, last.clone());
@@ -182,20 +193,38 @@ impl Supervisor {
 
     /// Ends what the session holds on the server.
     async fn end(&self, session: &Session) {
-        // From here on new calls are refused.
+        // From here on new calls are refused, and those on their way end: none of them leaves a lease behind.
         self.link.send_replace(Link::Closed);
-        let limit = self.options.request_timeout;
-        let ended = timeout(limit, async {
+        self.calls.ended().await;
+        self.end_step("leases", async {
             self.leases.close(session).await;
-            AssertUnwindSafe(session.backend.close()).catch_unwind().await
+            Ok(())
         })
         .await;
-        match ended {
+        self.end_step("session", session.backend.close()).await;
+    }
+
+    async fn end_step(&self, what: &str, step: impl Future<Output = Result<()>>) {
+        let limit = self.options.request_timeout / 2;
+        match timeout(limit, AssertUnwindSafe(step).catch_unwind()).await {
             Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => warn!(%error, "the session was not ended; the server ends it by itself"),
-            Ok(Err(panic)) => warn!(panic = panic_text(&*panic), "the driver panicked while closing"),
-            Err(_) => warn!("the server did not answer in time; it ends the session by itself"),
+            Ok(Ok(Err(error))) => warn!(what, %error, "not ended; the server does by itself"),
+            Ok(Err(panic)) => warn!(what, panic = panic_text(&*panic), "the driver panicked while closing"),
+            Err(_) => warn!(what, "not ended in time; the server does by itself"),
         }
+    }
+
+    fn publish_closed(&self) {
+        self.link.send_replace(Link::Closed);
+        self.status.send_if_modified(|status| {
+            let closes = status.link != LinkState::Closed;
+            if closes {
+                status.link = LinkState::Closed;
+                status.since = SystemTime::now();
+                status.session = None;
+            }
+            closes
+        });
     }
 
     fn publish_up(&self, session: &Session) {
@@ -227,12 +256,8 @@ impl Supervisor {
 impl Drop for Supervisor {
     /// However the supervisor ends, even by a panic: nobody waits for a link that nobody restores.
     fn drop(&mut self) {
-        self.link.send_replace(Link::Closed);
-        self.status.send_modify(|status| {
-            status.link = LinkState::Closed;
-            status.since = SystemTime::now();
-            status.session = None;
-        });
+        self.publish_closed();
+        self.leases.abandon();
     }
 }
 
@@ -266,6 +291,7 @@ async fn attempt(
     endpoint: &str,
     limit: Duration,
 ) -> Result<Rc<dyn Backend>> {
+    let limit = connector.connect_within().unwrap_or(limit);
     match timeout(limit, AssertUnwindSafe(connector.connect(index)).catch_unwind()).await {
         Ok(Ok(connected)) => connected,
         Ok(Err(panic)) => Err(Error::unreachable(format!("the driver panicked: {}", panic_text(&*panic)))),

@@ -62,7 +62,7 @@ async fn open(url: &str, request_timeout: Duration) -> Result<Store> {
 
 async fn until(store: &Store, state: LinkState) {
     let mut statuses = store.status_stream();
-    let waited = async { while statuses.next().await.is_some_and(|status| status.link != state) {} };
+    let waited = async { while statuses.next().await.expect("the store is open").link != state {} };
     tokio::time::timeout(Duration::from_secs(30), waited).await.unwrap_or_else(|_| panic!("never {state:?}"));
 }
 
@@ -212,7 +212,8 @@ async fn a_cut_link_is_told_of_and_mended(kind: Kind) {
 async fn a_dead_first_host_is_passed_over(kind: Kind) {
     let Some(server) = common::shared(kind).await else { return };
     let name = common::namespace("dead-first");
-    let url = format!("{}://{},{}/{name}", kind.scheme(), nobody(), server.address());
+    let nobody = Nobody::new();
+    let url = format!("{}://{},{}/{name}", kind.scheme(), nobody.address, server.address());
     let store = open(&url, Duration::from_secs(10)).await.unwrap();
     store.put("k", "v").await.unwrap();
     assert_eq!(store.get("k").await.unwrap().value, "v");
@@ -220,9 +221,18 @@ async fn a_dead_first_host_is_passed_over(kind: Kind) {
     store.close().await.unwrap();
 }
 
-/// An address where nobody listens.
-fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address that refuses connections, and that nobody else can take as long as this lives.
+struct Nobody {
+    address: SocketAddr,
+    _bound: tokio::net::TcpSocket,
+}
+
+impl Nobody {
+    fn new() -> Self {
+        let bound = tokio::net::TcpSocket::new_v4().unwrap();
+        bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Nobody { address: bound.local_addr().unwrap(), _bound: bound }
+    }
 }
 
 /// Opening fails in time, with an error that names the address.
@@ -237,7 +247,7 @@ async fn fails_to_open(kind: Kind, address: SocketAddr) {
 }
 
 async fn nobody_there_is_an_error_that_names_the_address(kind: Kind) {
-    fails_to_open(kind, nobody()).await;
+    fails_to_open(kind, Nobody::new().address).await;
 }
 
 async fn a_silent_port_is_an_error_in_time(kind: Kind) {

@@ -198,13 +198,13 @@ async fn ttls_go_on_while_the_file_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("store.redb");
     let store = Store::connect(&url(&file)).await.unwrap();
-    let written = Instant::now();
     let put = |key: &'static str, seconds| store.put_with(key, "v", PutOptions::ttl(Duration::from_secs(seconds)));
     put("short", 1).await.unwrap();
+    let written = Instant::now();
     put("long", 60).await.unwrap();
     let before = store.put("permanent", "v").await.unwrap();
     store.close().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1100).saturating_sub(written.elapsed())).await;
+    tokio::time::sleep(Duration::from_millis(2000).saturating_sub(written.elapsed())).await;
     let store = Store::connect(&url(&file)).await.unwrap();
     let keys = store.list_keys("", Default::default()).await.unwrap().items;
     assert_eq!(keys.iter().map(|key| key.as_str()).collect::<Vec<_>>(), ["long", "permanent"]);

@@ -13,7 +13,7 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{Instrument, debug_span, warn};
 
 /// The actor of one store's connection. It takes the messages of [`messages`](crate::messages); its address, from
@@ -44,6 +44,7 @@ impl Actor for Connection {
 /// A request with a deadline of its own, as [`Store`](crate::Store) sends it.
 pub(crate) struct Timed<R> {
     pub(crate) request: R,
+    pub(crate) timeout: Duration,
     pub(crate) deadline: Instant,
 }
 
@@ -55,9 +56,7 @@ impl<R: Request> Handler<Timed<R>> for Connection {
     type Result = ResponseFuture<Result<R::Reply>>;
 
     fn handle(&mut self, timed: Timed<R>, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(
-            serve(self.calls.clone(), timed.request, timed.deadline).instrument(debug_span!("call", name = R::NAME)),
-        )
+        Box::pin(serve(self.calls.clone(), timed).instrument(debug_span!("call", name = R::NAME)))
     }
 }
 
@@ -65,8 +64,8 @@ impl<R: Request> Handler<R> for Connection {
     type Result = ResponseFuture<Result<R::Reply>>;
 
     fn handle(&mut self, request: R, context: &mut Context<Self>) -> Self::Result {
-        let deadline = Instant::now() + self.calls.timeout;
-        Handler::handle(self, Timed { request, deadline }, context)
+        let timeout = self.calls.timeout;
+        Handler::handle(self, Timed { request, timeout, deadline: Instant::now() + timeout }, context)
     }
 }
 
@@ -107,27 +106,32 @@ impl Calls {
         Calls { link, leases, rules, timeout, permits, max_in_flight, closers: Semaphore::new(MAX_CLOSERS as usize) }
     }
 
+    /// Waits until every call has its reply: once the link is closed they all end at once.
+    pub(crate) async fn ended(&self) {
+        let _calls = self.permits.acquire_many(self.max_in_flight).await;
+    }
+
     /// Waits until every call and every `Close` has its reply: before the thread, and with it the mailbox, goes.
     pub(crate) async fn drained(&self) {
-        let _calls = self.permits.acquire_many(self.max_in_flight).await;
+        self.ended().await;
         let _closers = self.closers.acquire_many(MAX_CLOSERS).await;
     }
 }
 
 /// One call, from its checks to its reply, whatever happens to sessions meanwhile.
-async fn serve<R: Request>(calls: Rc<Calls>, request: R, deadline: Instant) -> Result<R::Reply> {
+async fn serve<R: Request>(calls: Rc<Calls>, timed: Timed<R>) -> Result<R::Reply> {
     if calls.link.is_closed() {
         return Err(Error::Closed);
     }
-    request.check(&calls.rules)?;
-    let Ok(Ok(_permit)) = timeout_at(deadline, calls.permits.acquire()).await else {
-        return Err(Error::Timeout { after: calls.timeout });
+    timed.request.check(&calls.rules)?;
+    let Ok(Ok(_permit)) = timeout_at(timed.deadline, calls.permits.acquire()).await else {
+        return Err(Error::Timeout { after: timed.timeout });
     };
     // The link may be up again at once, and must not be hammered if it isn't.
     let mut pauses = Pauses::new(Duration::from_millis(5), Duration::from_millis(250));
     loop {
-        let session = calls.link.session(deadline).await?;
-        let error = match attempt(&calls, &request, &session, deadline).await {
+        let session = calls.link.session(timed.deadline).await?;
+        let error = match attempt(&calls, &timed, &session).await {
             Ok(reply) => return Ok(reply),
             Err(error) => error,
         };
@@ -135,27 +139,36 @@ async fn serve<R: Request>(calls: Rc<Calls>, request: R, deadline: Instant) -> R
             return Err(error);
         }
         calls.link.report(session.number, Doubt::Unreachable(error.clone()));
-        let pause = pauses.next();
-        if Instant::now() + pause >= deadline {
+        sleep_until(timed.deadline.min(Instant::now() + pauses.next())).await;
+        if Instant::now() >= timed.deadline {
             return Err(error);
         }
-        sleep(pause).await;
     }
 }
 
 /// One attempt, which ends with the deadline, with the session, or with a panic of the driver.
-async fn attempt<R: Request>(calls: &Calls, request: &R, session: &Session, deadline: Instant) -> Result<R::Reply> {
-    let call = AssertUnwindSafe(request.run(&*session.backend, &calls.leases)).catch_unwind();
+async fn attempt<R: Request>(calls: &Calls, timed: &Timed<R>, session: &Session) -> Result<R::Reply> {
+    let begun = Instant::now();
+    let call = AssertUnwindSafe(timed.request.run(&*session.backend, &calls.leases)).catch_unwind();
     tokio::select! {
         biased;
         done = call => match done {
             Ok(result) => result,
             Err(panic) => Err(panicked::<R>(calls, session, &*panic)),
         },
-        () = sleep_until(deadline) => Err(out_of_time::<R>(calls.timeout)),
+        () = sleep_until(timed.deadline) => {
+            if begun.elapsed() >= SILENCE {
+                calls.link.report(session.number, Doubt::Unreachable(Error::Timeout { after: timed.timeout }));
+            }
+            Err(out_of_time::<R>(timed.timeout))
+        }
         () = calls.link.session_over(session.number) => Err(session_ended::<R>(calls)),
     }
 }
+
+/// A server that lets a call wait for so long may be dead: the supervisor has a look. What is in more of a hurry than this
+/// says nothing about the server.
+const SILENCE: Duration = Duration::from_millis(500);
 
 fn out_of_time<R: Request>(after: Duration) -> Error {
     match R::WRITES {

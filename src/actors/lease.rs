@@ -32,6 +32,8 @@ pub struct Leases {
 struct Kept {
     lease: Lease,
     keep_alive: bool,
+    /// The session that it was written in. Versions of different sessions can't be compared: a server may have been wiped.
+    session: Option<u64>,
     task: AbortHandle,
 }
 
@@ -88,13 +90,23 @@ impl Leases {
     ///
     /// Answers may come in another order than the writes were made in: the later write, which the versions tell, stays.
     pub(crate) fn keep(&self, lease: Lease, ttl: Duration, keep_alive: bool) {
-        if self.known(&lease.key).is_some_and(|known| known.index() > lease.version.index()) {
+        let session = self.link.session_number();
+        if self.is_past(&lease.key, &lease.version, session) {
             return self.end_in_background(lease);
+        }
+        if self.link.is_closed() {
+            return;
         }
         let schedule = Schedule::new(&lease, ttl, keep_alive);
         let task = spawn_local(self.clone().look_after(lease.clone(), schedule)).abort_handle();
-        let before = self.kept.borrow_mut().insert(lease.key.clone(), Kept { lease, keep_alive, task });
+        let before = self.kept.borrow_mut().insert(lease.key.clone(), Kept { lease, keep_alive, session, task });
         before.into_iter().for_each(|kept| self.end_in_background(kept.lease.clone()));
+    }
+
+    /// Whether a later write of `key` than the one in `version` is known.
+    fn is_past(&self, key: &Key, version: &Version, session: Option<u64>) -> bool {
+        let kept = self.kept.borrow();
+        kept.get(key).is_some_and(|kept| kept.session == session && kept.lease.version.index() > version.index())
     }
 
     /// The version in which `key` has a TTL by us.
@@ -111,19 +123,27 @@ impl Leases {
 
     /// The key was deleted while it had this version, if it had a TTL by us: nothing is left of the TTL.
     pub(crate) fn deleted(&self, key: &Key, known: Option<Version>) {
-        self.forget(key, |version| Some(version) == known);
+        if known.is_some() && self.known(key) == known {
+            self.forget(key);
+        }
     }
 
     /// The key was written in this version: nothing is left of the TTLs of versions before.
     pub(crate) fn overwritten(&self, key: &Key, written: &Version) {
-        self.forget(key, |version| version.index() < written.index());
+        if !self.is_past(key, written, self.link.session_number()) {
+            self.forget(key);
+        }
     }
 
-    fn forget(&self, key: &Key, is_past: impl FnOnce(Version) -> bool) {
-        if self.known(key).is_some_and(is_past) {
-            let past = self.kept.borrow_mut().remove(key);
-            past.into_iter().for_each(|kept| self.end_in_background(kept.lease.clone()));
-        }
+    fn forget(&self, key: &Key) {
+        let past = self.kept.borrow_mut().remove(key);
+        past.into_iter().for_each(|kept| self.end_in_background(kept.lease.clone()));
+    }
+
+    /// The store is closed: nothing is looked after any more.
+    pub(crate) fn abandon(&self) {
+        let kept = std::mem::take(&mut *self.kept.borrow_mut());
+        drop(kept);
     }
 
     /// Ends the leases that were to last as long as the store. Those of plain TTLs run out at the server.
@@ -182,23 +202,46 @@ impl Leases {
     async fn until_answered(&self, errand: Errand, lease: &Lease, patience: Duration) -> Result<()> {
         let give_up = Instant::now().checked_add(patience).unwrap_or_else(far_future);
         let mut pauses = Pauses::new(Duration::from_millis(20), Duration::from_secs(1));
-        loop {
-            let session = self.link.session(give_up).await?;
-            let answer = AssertUnwindSafe(errand.run(&session, lease)).catch_unwind();
-            let error = match timeout(self.timeout, answer).await {
-                Ok(Ok(Ok(()))) => return Ok(()),
-                Ok(Ok(Err(error))) if !error.is_retryable() && !error.is_indeterminate() => return Err(error),
-                Ok(Ok(Err(error))) => error,
-                Ok(Err(_)) => Error::unreachable("the driver panicked"),
-                Err(_) => Error::Timeout { after: self.timeout },
-            };
-            self.link.report(session.number, Doubt::Unreachable(error));
-            sleep(pauses.next()).await;
-            if Instant::now() >= give_up {
-                return Err(Error::Timeout { after: patience });
+        while Instant::now() < give_up {
+            match self.link.session(give_up).await {
+                Ok(session) => match self.ask(errand, &session, lease).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) if is_final(&error) => return Err(error),
+                    Err(_) => {}
+                },
+                Err(Error::Closed) => return Err(Error::Closed),
+                // What the server says while it comes up again, of our credentials say, isn't its last word.
+                Err(_) => {}
             }
+            sleep(pauses.next()).await;
         }
+        Err(Error::Timeout { after: patience })
     }
+
+    /// One attempt. The supervisor hears of a failure that puts the session in doubt.
+    async fn ask(&self, errand: Errand, session: &Session, lease: &Lease) -> Result<()> {
+        let answer = AssertUnwindSafe(errand.run(session, lease)).catch_unwind();
+        let (error, doubt) = match timeout(self.timeout, answer).await {
+            Ok(Ok(Ok(()))) => return Ok(()),
+            Ok(Ok(Err(error))) if is_final(&error) => return Err(error),
+            Ok(Ok(Err(error))) => (error.clone(), Doubt::Unreachable(error)),
+            Ok(Err(_)) => {
+                let error = Error::backend("the driver panicked over a lease");
+                (error.clone(), Doubt::Panicked(error))
+            }
+            Err(_) => {
+                let error = Error::Timeout { after: self.timeout };
+                (error.clone(), Doubt::Unreachable(error))
+            }
+        };
+        self.link.report(session.number, doubt);
+        Err(error)
+    }
+}
+
+/// Whether asking again would get the same answer.
+fn is_final(error: &Error) -> bool {
+    matches!(error, Error::KeyNotFound { .. } | Error::Unsupported { .. } | Error::Closed)
 }
 
 /// What is done with a lease at the server.

@@ -64,6 +64,11 @@ pub trait Connector: Send + Sync + 'static {
     /// ([`Error::Unauthenticated`], [`Error::InvalidConfig`], ...).
     async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>>;
 
+    /// How long one [`connect`](Connector::connect) may take, where that isn't for the user to say by `connect_timeout`.
+    fn connect_within(&self) -> Option<Duration> {
+        None
+    }
+
     /// How long the store waits for [`Backend::recover`] before it gives the session up. None, as by default: as long as one
     /// attempt to connect may take. A driver whose session outlasts the connection says how long the server keeps it.
     fn recover_within(&self) -> Option<Duration> {

@@ -4,7 +4,7 @@
 //! them one after the other, commits them in one transaction of the file with one fsync, and only then publishes and
 //! acknowledges them. What nobody was told of may be lost in a crash, and nobody has read it.
 
-use super::state::{Change, Command, Done, Entry, Path, Refused, State};
+use super::state::{Change, Command, Done, Entry, Path, Refused, State, TTL_RESERVE};
 use super::{Embedded, Engine, Published};
 use crate::backend::{Backend, Connector};
 use crate::config::Config;
@@ -13,14 +13,14 @@ use crate::key::Namespace;
 use crate::types::{BackendKind, Capabilities};
 use async_trait::async_trait;
 use bytes::Bytes;
-use redb::{Database, DatabaseError, ReadableTable, StorageError, TableDefinition, WriteTransaction};
+use redb::{Database, DatabaseError, ReadableTable, StorageError, TableDefinition, TableHandle, WriteTransaction};
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 /// Path -> revision, expiry as Unix time in milliseconds (0: none), value.
@@ -48,8 +48,15 @@ struct Local {
     published: Arc<Published>,
     /// None once the session is closed.
     jobs: RefCell<Option<Sender<Job>>>,
-    /// Ends when the writer has closed the file.
-    ended: RefCell<Option<oneshot::Receiver<()>>>,
+    /// Closed when the writer has closed the file.
+    writer: watch::Receiver<()>,
+}
+
+impl Local {
+    async fn writer_ended(&self) {
+        let mut writer = self.writer.clone();
+        while writer.changed().await.is_ok() {}
+    }
 }
 
 #[async_trait(?Send)]
@@ -71,16 +78,17 @@ impl Engine for Local {
     }
 
     fn outlives_process_by(&self, ttl: Duration) -> Duration {
-        ttl
+        ttl + TTL_RESERVE
+    }
+
+    async fn failed(&self) -> Error {
+        self.writer_ended().await;
+        Error::unreachable("the file could not be written; it is opened again")
     }
 
     async fn close(&self) -> Result<()> {
         self.jobs.take();
-        let ended = self.ended.take();
-        if let Some(ended) = ended {
-            // The end of the channel is the event: the writer drops its side after the file.
-            let _ = ended.await;
-        }
+        self.writer_ended().await;
         Ok(())
     }
 }
@@ -105,10 +113,15 @@ impl Connector for LocalConnector {
         vec![format!("local://{}", self.file.display())]
     }
 
+    /// A large file takes its time to be read and checked, and there is no other to turn to.
+    fn connect_within(&self) -> Option<Duration> {
+        Some(Duration::from_secs(24 * 3600))
+    }
+
     async fn connect(&self, _: usize) -> Result<Rc<dyn Backend>> {
         let (jobs, inbox) = channel();
         let (opened, wait) = oneshot::channel();
-        let (end, ended) = oneshot::channel();
+        let (end, ended) = watch::channel(());
         let (published, file) = (Arc::<Published>::default(), self.file.clone());
         let shared = published.clone();
         let writer = move || {
@@ -128,7 +141,7 @@ impl Connector for LocalConnector {
         thread.map_err(|error| Error::unreachable("no thread could be started").with_source(error))?;
         // A thread that is gone without a word panicked, as a damaged file can make the storage engine do.
         wait.await.unwrap_or_else(|_| Err(damaged(&self.file, "its contents make no sense")))?;
-        let engine = Local { published, jobs: RefCell::new(Some(jobs)), ended: RefCell::new(Some(ended)) };
+        let engine = Local { published, jobs: RefCell::new(Some(jobs)), writer: ended };
         Ok(Rc::new(Embedded { kind: BackendKind::Local, namespace: self.namespace.clone(), engine }))
     }
 }
@@ -153,6 +166,9 @@ fn write(mut file: File, mut state: State, published: &Published, inbox: &Receiv
         if let Err(error) = file.commit(&changes, state.revision()) {
             let failed = Error::indeterminate("the file could not be written").with_source(error);
             answers.into_iter().for_each(|(answer, _)| drop(answer.send(Err(failed.clone()))));
+            // Nobody has begun with these.
+            let untouched = || Error::unreachable("the file could not be written; it is opened again");
+            inbox.try_iter().for_each(|job| drop(job.answer.send(Err(untouched()))));
             return;
         }
         pace = Pace { batch, commit: now.elapsed() };
@@ -186,11 +202,11 @@ fn next_jobs(inbox: &Receiver<Job>, expiry: Option<Instant>, pace: &Pace) -> Res
     };
     let mut jobs = vec![first];
     let patience = Instant::now() + pace.commit / 8;
-    while jobs.len() < pace.batch {
+    while jobs.len() < pace.batch.min(BATCH) {
         let Ok(job) = inbox.recv_timeout(patience.saturating_duration_since(Instant::now())) else { break };
         jobs.push(job);
     }
-    jobs.extend(inbox.try_iter().take(BATCH));
+    jobs.extend(inbox.try_iter().take(BATCH.saturating_sub(jobs.len())));
     Ok(jobs)
 }
 
@@ -204,7 +220,12 @@ impl File {
     fn open(path: &std::path::Path) -> Result<Self> {
         let mut database = Database::create(path).map_err(|error| cannot_open(path, error))?;
         // All of it is read right afterwards: what the checksums don't cover would be taken for the truth.
-        database.check_integrity().map_err(|error| cannot_open(path, error))?;
+        match database.check_integrity() {
+            Ok(true) => {}
+            Ok(false) => return Err(damaged(path, "its checksums are wrong")),
+            Err(error) => return Err(cannot_open(path, error)),
+        }
+        sync_directory(path).map_err(|error| damaged(path, error))?;
         Ok(File { database, path: path.to_owned() })
     }
 
@@ -259,6 +280,21 @@ impl File {
     }
 }
 
+/// Makes the file's name durable, which is the directory's affair: without it a new file may be gone after a power cut.
+#[cfg(unix)]
+fn sync_directory(file: &std::path::Path) -> std::io::Result<()> {
+    match file.parent() {
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Elsewhere directories can't be synced, nor need they be.
+#[cfg(not(unix))]
+fn sync_directory(_: &std::path::Path) -> std::io::Result<()> {
+    Ok(())
+}
+
 /// What a file holds.
 #[derive(Default)]
 struct Stored {
@@ -269,6 +305,10 @@ struct Stored {
 
 /// Checks, or writes, what says that the file is ours, and returns the revision of the latest change.
 fn begin(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
+    let foreign = transaction.list_tables()?.any(|table| table.name() != ENTRIES.name() && table.name() != META.name());
+    if foreign {
+        return Err(redb::Error::Corrupted("the tables of another program are in it".into()));
+    }
     let mut meta = transaction.open_table(META)?;
     let format = meta.insert(FORMAT, FORMAT_VERSION)?.map_or(FORMAT_VERSION, |format| format.value());
     if format != FORMAT_VERSION {

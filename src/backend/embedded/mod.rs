@@ -42,6 +42,10 @@ trait Engine: 'static {
     async fn submit(&self, command: Command) -> Result<Result<Done, Refused>>;
     /// How long a key with this TTL can outlive the process.
     fn outlives_process_by(&self, ttl: Duration) -> Duration;
+    /// Waits until the engine can't go on, and says why. A store in memory always can.
+    async fn failed(&self) -> Error {
+        std::future::pending().await
+    }
     async fn close(&self) -> Result<()>;
 }
 
@@ -148,12 +152,12 @@ impl<E: Engine> Backend for Embedded<E> {
     }
 
     async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
-        self.write(key, Command::Put { path: self.path(key), value: value.clone(), expires: None }).await
+        self.write(key, Command::Put { path: self.path(key), value: value.clone(), ttl: None }).await
     }
 
     async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
-        let expires = Some(Instant::now() + ttl);
-        let version = self.write(key, Command::Put { path: self.path(key), value: value.clone(), expires }).await?;
+        let command = Command::Put { path: self.path(key), value: value.clone(), ttl: Some(ttl) };
+        let version = self.write(key, command).await?;
         let lease = Lease {
             key: key.clone(),
             version,
@@ -166,7 +170,7 @@ impl<E: Engine> Backend for Embedded<E> {
 
     async fn renew(&self, lease: &Lease) -> Result<()> {
         let (path, revision) = (self.path(&lease.key), lease.version.index());
-        let renewal = Command::Renew { path, revision, expires: Instant::now() + lease.renew_within };
+        let renewal = Command::Renew { path, revision, ttl: lease.renew_within };
         match self.submit(&lease.key, renewal).await {
             Err(Error::KeyModified { key }) => Err(Error::KeyNotFound { key }),
             other => other.map(drop),
@@ -238,6 +242,10 @@ impl<E: Engine> Backend for Embedded<E> {
             Operation::Delete { .. } => OperationResult::Deleted,
         });
         Ok(TxnOutcome::Committed(results.collect()))
+    }
+
+    async fn disrupted(&self) -> Error {
+        self.engine.failed().await
     }
 
     async fn recover(&self) -> Result<()> {

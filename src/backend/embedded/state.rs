@@ -5,7 +5,12 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// By how much an entry's time here exceeds its TTL. The TTL counts from the answer to the write, which comes after a commit
+/// that a busy disk may delay; the store ends the entry in time from there, and this is the bound when the process dies.
+pub(super) const TTL_RESERVE: Duration = Duration::from_millis(900);
 
 /// A key with its namespace.
 pub(super) type Path = Arc<str>;
@@ -32,7 +37,7 @@ pub(super) enum Command {
     Put {
         path: Path,
         value: Bytes,
-        expires: Option<Instant>,
+        ttl: Option<Duration>,
     },
     Delete {
         path: Path,
@@ -57,7 +62,7 @@ pub(super) enum Command {
     Renew {
         path: Path,
         revision: u64,
-        expires: Instant,
+        ttl: Duration,
     },
     /// Deletes the key, if it was not written since.
     Expire {
@@ -160,7 +165,9 @@ impl State {
         let next = self.revision + 1;
         let entry = |value: &Bytes, expires| Some(Entry { value: value.clone(), revision: next, expires });
         match command {
-            Command::Put { path, value, expires } => one(path, entry(value, *expires), Done::At(next)),
+            Command::Put { path, value, ttl } => {
+                one(path, entry(value, ttl.map(|ttl| expiry(now, ttl))), Done::At(next))
+            }
             Command::AtomicPut { path, value, expected } => {
                 self.demand(path, *expected, now)?;
                 one(path, entry(value, None), Done::At(next))
@@ -173,9 +180,10 @@ impl State {
                 self.demand(path, Wanted::Revision(*revision), now)?;
                 one(path, None, Done::Removed(1))
             }
-            Command::Renew { path, revision, expires } => {
+            Command::Renew { path, revision, ttl } => {
                 self.demand(path, Wanted::Revision(*revision), now)?;
-                let renewed = self.get(path, now).map(|entry| Entry { expires: Some(*expires), ..entry.clone() });
+                let renewed =
+                    self.get(path, now).map(|entry| Entry { expires: Some(expiry(now, *ttl)), ..entry.clone() });
                 one(path, renewed, Done::At(*revision))
             }
             Command::DeleteTree { prefix } => Ok(self.decide_delete_tree(prefix, now)),
@@ -241,6 +249,10 @@ impl Entry {
     }
 }
 
+fn expiry(now: Instant, ttl: Duration) -> Instant {
+    now + ttl + TTL_RESERVE
+}
+
 fn one(path: &Path, entry: Option<Entry>, done: Done) -> Decision {
     Ok((vec![Change { path: path.clone(), entry }], done))
 }
@@ -248,10 +260,11 @@ fn one(path: &Path, entry: Option<Entry>, done: Done) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
-    fn put(path: &str, value: &str, expires: Option<Instant>) -> Command {
-        Command::Put { path: path.into(), value: value.to_owned().into(), expires }
+    const TTL: Duration = Duration::from_secs(1);
+
+    fn put(path: &str, value: &str, ttl: Option<Duration>) -> Command {
+        Command::Put { path: path.into(), value: value.to_owned().into(), ttl }
     }
 
     fn run(state: &mut State, command: &Command, now: Instant) -> Result<Done, Refused> {
@@ -274,8 +287,8 @@ mod tests {
     #[test]
     fn an_expired_entry_is_absent_before_it_is_purged() {
         let (mut state, now) = (State::default(), Instant::now());
-        let later = now + Duration::from_secs(1);
-        run(&mut state, &put("k", "v", Some(later)), now).unwrap();
+        let later = now + TTL + TTL_RESERVE;
+        run(&mut state, &put("k", "v", Some(TTL)), now).unwrap();
         assert_eq!(state.next_expiry(), Some(later));
         assert!(state.get("k", now).is_some());
         assert!(state.get("k", later).is_none());
@@ -289,7 +302,7 @@ mod tests {
     #[test]
     fn a_write_takes_the_expiry_of_the_one_before_away() {
         let (mut state, now) = (State::default(), Instant::now());
-        run(&mut state, &put("k", "v", Some(now + Duration::from_secs(1))), now).unwrap();
+        run(&mut state, &put("k", "v", Some(TTL)), now).unwrap();
         run(&mut state, &put("k", "w", None), now).unwrap();
         assert_eq!(state.next_expiry(), None);
     }
