@@ -201,7 +201,7 @@ fn next_jobs(inbox: &Receiver<Job>, expiry: Option<Instant>, pace: &Pace) -> Res
         },
     };
     let mut jobs = vec![first];
-    let patience = Instant::now() + pace.commit / 8;
+    let patience = Instant::now() + pace.commit / 2;
     while jobs.len() < pace.batch.min(BATCH) {
         let Ok(job) = inbox.recv_timeout(patience.saturating_duration_since(Instant::now())) else { break };
         jobs.push(job);
