@@ -19,9 +19,9 @@ use url::Url;
 /// | memory | `memory://name` |
 ///
 /// The path of a server's URL is a namespace: every key lives under it, and callers never see it. Several hosts are tried in
-/// turn. A user and password are written `user:password@`, percent-encoded; where the URL has none, the environment's
-/// `KVACTOR_USER` and `KVACTOR_PASSWORD` are taken. Consul's token is the password. Query parameters set the fields of
-/// [`Options`] by their names: `?request_timeout=3s&lazy=true`.
+/// turn. A user and password are written `user:password@`, percent-encoded; `@` anywhere else is written `%40`. Where the URL
+/// has none, the environment's `KVACTOR_USER` and `KVACTOR_PASSWORD` are taken. Consul's token is the password. Query
+/// parameters set the fields of [`Options`] by their names: `?request_timeout=3s&lazy=true`.
 ///
 /// Credentials appear in no `Debug` output, error or log.
 ///
@@ -220,7 +220,10 @@ impl Config {
         let mut config = match scheme.backend {
             BackendKind::Local => Config::local(rest)?,
             BackendKind::Memory => Config::memory(rest)?,
-            _ => Config::server(&scheme, rest)?,
+            _ => {
+                check_credentials(rest, query)?;
+                Config::server(&scheme, rest)?
+            }
         };
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             config.set(&name, &value)?;
@@ -388,6 +391,19 @@ fn endpoint(text: &str, default_port: u16) -> Result<Endpoint> {
         return Err(wrong("no server listens on port 0".into()));
     }
     Ok(Endpoint { host, port })
+}
+
+/// Refuses a URL that a `/` or `?` in a password has torn apart, before parts of the password pass for something else, which
+/// errors and `Debug` output may show.
+fn check_credentials(rest: &str, query: &str) -> Result<()> {
+    let path = rest.split_once('/').map_or("", |(_, path)| path);
+    match path.contains('@') || query.contains('@') {
+        true => Err(Error::invalid_config(
+            "`@` behind the hosts of the URL",
+            "write it as %40; and write `/`, `?`, `#`, `:` and `%` in a user or password as %2F, %3F, %23, %3A and %25",
+        )),
+        false => Ok(()),
+    }
 }
 
 fn credentials(user_info: &str) -> Result<Credentials> {
