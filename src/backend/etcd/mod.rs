@@ -38,6 +38,7 @@ pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
     if servers.is_empty() {
         return Err(Error::invalid_config("endpoints", "etcd needs at least one server"));
     }
+    config.tls.as_ref().map_or(Ok(()), transport::check_files)?;
     for server in &servers {
         transport::endpoint(config, server)?;
     }
@@ -68,7 +69,25 @@ impl Connector for EtcdConnector {
             Ok(session) => Ok(Rc::new(session)),
             // Whatever else a server says to the first question, another one or another time may do better.
             Err(error @ (Error::Backend { .. } | Error::Indeterminate { .. })) => Err(no_etcd(server, error)),
+            Err(error) if status::is_broken_connection(&error) => Err(self.hung_up(error)),
             Err(error) => Err(error),
+        }
+    }
+}
+
+impl EtcdConnector {
+    /// The server took the connection and let it go before it answered. Many do so where TLS is amiss, and the alert that
+    /// says more than that may be lost.
+    fn hung_up(&self, error: Error) -> Error {
+        let hint = match self.config.tls {
+            Some(_) => "does it ask for a client certificate (`tls_cert`, `tls_key`), or for another one?",
+            None => "does it want TLS (etcds://)?",
+        };
+        match error {
+            Error::Unreachable { reason, source } => {
+                Error::Unreachable { reason: format!("{reason}; is this etcd's port for clients, and {hint}"), source }
+            }
+            error => error,
         }
     }
 }

@@ -98,6 +98,14 @@ pub(super) fn is_lease_gone(failure: &ClientError) -> bool {
     }
 }
 
+/// Whether the error says that a connection was made, and broke.
+pub(super) fn is_broken_connection(error: &Error) -> bool {
+    let Error::Unreachable { source: Some(source), .. } = error else { return false };
+    let status = source.downcast_ref::<Status>();
+    let source = status.and_then(|status| status.source());
+    source.is_some_and(|source| !causes(source).any(|cause| cause.is::<ConnectError>()))
+}
+
 fn of_status(status: Status, effect: Effect, server: &str) -> Error {
     let reason = format!("etcd at {server}: {}", describe(&status));
     let error = match verdict(&status) {
@@ -175,11 +183,7 @@ fn causes<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (
 
 /// The status in words: its message, and those of its causes that add to it.
 fn describe(status: &Status) -> String {
-    let mut text = match (status.source(), status.code()) {
-        // HTTP/2 broke down, as it does when the other side doesn't speak it.
-        (Some(_), Code::Internal) => format!("is it etcd's port for clients, and without TLS? {}", status.message()),
-        _ => status.message().to_owned(),
-    };
+    let mut text = status.message().to_owned();
     for cause in status.source().into_iter().flat_map(causes).map(ToString::to_string) {
         if text.is_empty() {
             text = cause;

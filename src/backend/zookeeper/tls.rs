@@ -38,6 +38,8 @@ mod with_rustls {
     impl Tls {
         pub(in super::super) fn load(config: &TlsConfig, endpoints: &[Endpoint]) -> Result<Self> {
             endpoints.iter().try_for_each(check_name)?;
+            // The client library skips certificates that it can't read, and its errors name no file.
+            crate::tls::client_config(config)?;
             // The client library takes the process's provider, and panics if there is none and rustls is built with several.
             if CryptoProvider::get_default().is_none() {
                 // An error says that another thread was faster.
