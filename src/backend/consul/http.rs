@@ -11,6 +11,7 @@ use awc::{Client, ClientResponse};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Deserialize;
+use std::cell::Cell;
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub(super) struct Http {
     token: Option<HeaderValue>,
     /// `dc=name`, or empty.
     datacenter: String,
+    /// Whether the agent has answered any request.
+    answered: Cell<bool>,
 }
 
 /// Whether it matters if a request whose answer is lost was carried out.
@@ -130,6 +133,7 @@ impl Http {
             name: format!("Consul at {endpoint}"),
             token: settings.token.clone(),
             datacenter: settings.datacenter.as_deref().map(datacenter_query).unwrap_or_default(),
+            answered: Cell::new(false),
         }
     }
 
@@ -151,6 +155,7 @@ impl Http {
             http = http.insert_header((TOKEN, token.clone()));
         }
         let mut response = http.send_body(request.body).await.map_err(|error| self.not_sent(error, effect))?;
+        self.answered.set(true);
         let body = read_body(&mut response).await.map_err(|error| self.cut_off(error, effect))?;
         Ok(Answer { status: response.status(), index: index(response.headers()), body, effect })
     }
@@ -247,14 +252,16 @@ impl Http {
         match error {
             // awc's word for a connection that was closed before the answer: the request was sent.
             SendRequestError::Connect(ConnectError::Disconnected) => {
-                lost(effect, format!("{} closed the connection before it answered", self.name))
+                lost(effect, format!("{} closed the connection before it answered{}", self.name, self.hint()))
             }
             SendRequestError::Connect(error) => self.not_connected(error),
             SendRequestError::Send(error) => {
-                lost(effect, format!("the connection to {} broke: {error}", self.name)).with_source(error)
+                let reason = format!("the connection to {} broke: {error}{}", self.name, self.hint());
+                lost(effect, reason).with_source(error)
             }
             SendRequestError::Response(error) => {
-                lost(effect, format!("the answer of {} can't be read as HTTP: {error}", self.name)).with_source(error)
+                let reason = format!("the answer of {} can't be read as HTTP: {error}{}", self.name, self.hint());
+                lost(effect, reason).with_source(error)
             }
             SendRequestError::Url(error) => {
                 Error::backend(format!("a URL for {} is wrong", self.name)).with_source(error)
@@ -263,22 +270,37 @@ impl Http {
         }
     }
 
+    /// What may be wrong where an agent takes a connection and answers nothing. Agents that want another certificate do so,
+    /// and the alert that says it may be lost.
+    fn hint(&self) -> &'static str {
+        match (self.answered.get(), self.has_tls()) {
+            (true, _) => "",
+            (false, true) => "; does it ask for a client certificate (`tls_cert`, `tls_key`), or for another one?",
+            (false, false) => "; is this an agent's port for HTTP, or does it want TLS (consul+tls://)?",
+        }
+    }
+
+    fn has_tls(&self) -> bool {
+        self.base.starts_with("https:")
+    }
+
     /// Nothing was sent, as there is no connection.
     fn not_connected(&self, error: ConnectError) -> Error {
         let name = &self.name;
+        let connection = if self.has_tls() { "TLS connection" } else { "connection" };
         match error {
             ConnectError::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 Error::unreachable(format!("{name} refuses connections; is an agent listening there?"))
                     .with_source(error)
             }
             ConnectError::Io(error) => {
-                Error::unreachable(format!("no connection to {name}: {error}")).with_source(error)
+                Error::unreachable(format!("no {connection} to {name}: {error}")).with_source(error)
             }
             ConnectError::Timeout => Error::unreachable(format!("{name} didn't take a connection in time")),
             ConnectError::Resolver(error) => {
                 Error::unreachable(format!("the host of {name} can't be resolved: {error}"))
             }
-            error => Error::unreachable(format!("no connection to {name}: {error}")),
+            error => Error::unreachable(format!("no {connection} to {name}: {error}")),
         }
     }
 

@@ -27,7 +27,8 @@ pub(super) fn of_write(servers: &str, failure: Failure) -> Error {
 pub(super) fn of_connect(servers: &str, failure: Failure) -> Error {
     let error = match &failure {
         Failure::NoHosts => Error::unreachable(format!(
-            "no connection to ZooKeeper at {servers}: refused, unknown host or, with TLS, certificates that don't fit"
+            "no connection to ZooKeeper at {servers}: refused, unknown host, TLS on one side only, or certificates that \
+             don't fit"
         )),
         Failure::Timeout => Error::unreachable(format!("no ZooKeeper server answered in time at {servers}")),
         Failure::BadArguments(reason) => Error::invalid_config("ZooKeeper connection", **reason),
