@@ -1,7 +1,7 @@
 //! How etcd is run and asked.
 
 use super::http;
-use super::server::{Server, on_path};
+use super::server::{Server, Setup, on_path};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -12,10 +12,23 @@ pub fn missing() -> Option<String> {
     (!on_path("etcd")).then(|| "no `etcd` on PATH".to_owned())
 }
 
-pub fn command(dir: &Path, ports: &[u16]) -> Vec<String> {
-    let clients = format!("http://127.0.0.1:{}", ports[0]);
+/// For how many seconds a token is good that isn't used, where access is controlled.
+pub const TOKEN_TTL: u64 = 2;
+
+pub fn command(dir: &Path, ports: &[u16], setup: &Setup) -> Vec<String> {
+    let mut clients = format!("http://127.0.0.1:{}", ports[0]);
     let peers = format!("http://127.0.0.1:{}", ports[1]);
-    vec![
+    let mut tls = Vec::new();
+    if let Some(setup) = &setup.tls {
+        clients = format!("{clients},https://127.0.0.1:{}", ports[PORTS]);
+        tls.push(format!("--cert-file={}", setup.identity.cert.display()));
+        tls.push(format!("--key-file={}", setup.identity.key.display()));
+        if setup.demanding {
+            tls.push("--client-cert-auth".into());
+            tls.push(format!("--trusted-ca-file={}", setup.clients.display()));
+        }
+    }
+    let mut command = vec![
         "etcd".into(),
         "--name=test".into(),
         format!("--data-dir={}", dir.join("data").display()),
@@ -24,12 +37,21 @@ pub fn command(dir: &Path, ports: &[u16]) -> Vec<String> {
         format!("--listen-peer-urls={peers}"),
         format!("--initial-advertise-peer-urls={peers}"),
         format!("--initial-cluster=test={peers}"),
+        format!("--auth-token-ttl={TOKEN_TTL}"),
         "--log-level=warn".into(),
-    ]
+    ];
+    command.extend(tls);
+    command
 }
 
 pub async fn healthy(address: SocketAddr) -> bool {
     http::get(address, "/health").await.is_ok_and(|answer| answer.body.contains(r#""health":"true""#))
+}
+
+/// Changes who may do what, by etcd's JSON way into its gRPC services: `auth/user/add`.
+pub async fn administer(server: &Server, service: &str, body: &str) {
+    let answer = http::request(server.address(), "POST", &format!("/v3/{service}"), body).await.expect("etcd's answer");
+    assert_eq!(answer.status, 200, "{service}: {}", answer.body);
 }
 
 /// How many calls of this gRPC method, such as `Put` or `LeaseKeepAlive`, the server has begun to serve. A stream is one call.

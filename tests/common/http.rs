@@ -13,14 +13,23 @@ pub struct Answer {
 }
 
 pub async fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
-    request(address, "GET", path, "").await
+    get_as(address, path, "").await
+}
+
+/// With a header line for the token, or none.
+pub async fn get_as(address: SocketAddr, path: &str, header: &str) -> io::Result<Answer> {
+    send(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{header}\r\n")).await
+}
+
+pub async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    let length = body.len();
+    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n{body}");
+    send(address, &request).await
 }
 
 /// One request on a connection of its own. In HTTP/1.0, where the body goes to the end of the connection, never in chunks.
-pub async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+async fn send(address: SocketAddr, request: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address).await?;
-    let length = body.len();
-    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;

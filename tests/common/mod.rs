@@ -21,12 +21,13 @@ mod ports;
 mod process;
 pub mod proxy;
 mod server;
+pub mod tls;
 pub mod zookeeper;
 
 pub use etcd::etcd_grpc_count;
 pub use meter::Counts;
 pub use proxy::Proxy;
-pub use server::{Kind, Server};
+pub use server::{Kind, Server, Setup};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::OnceCell;

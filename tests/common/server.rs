@@ -3,6 +3,7 @@
 use super::ports::free_port;
 use super::process::Process;
 use super::proxy::Proxy;
+use super::tls::ServerTls;
 use super::{consul, etcd, zookeeper};
 use std::fmt;
 use std::io::Write;
@@ -37,6 +38,15 @@ impl Kind {
         }
     }
 
+    /// The scheme of store URLs with TLS.
+    pub fn secure_scheme(self) -> &'static str {
+        match self {
+            Kind::Etcd => "etcds",
+            Kind::Consul => "consul+tls",
+            Kind::ZooKeeper => "zk+tls",
+        }
+    }
+
     fn ports(self) -> usize {
         match self {
             Kind::Etcd => etcd::PORTS,
@@ -54,20 +64,21 @@ impl Kind {
         }
     }
 
-    /// The command that runs the server with its data in `dir/data`; the first port is for clients.
-    fn command(self, dir: &Path, ports: &[u16]) -> Vec<String> {
+    /// The command that runs the server with its data in `dir/data`; the first port is for clients, and the last one for
+    /// those who speak TLS, where `setup` has it.
+    fn command(self, dir: &Path, ports: &[u16], setup: &Setup) -> Vec<String> {
         match self {
-            Kind::Etcd => etcd::command(dir, ports),
-            Kind::Consul => consul::command(dir, ports),
-            Kind::ZooKeeper => zookeeper::command(dir, ports),
+            Kind::Etcd => etcd::command(dir, ports, setup),
+            Kind::Consul => consul::command(dir, ports, setup),
+            Kind::ZooKeeper => zookeeper::command(dir, ports, setup),
         }
     }
 
     /// Whether the server says that it takes reads and writes.
-    async fn healthy(self, address: SocketAddr) -> bool {
+    async fn healthy(self, address: SocketAddr, setup: &Setup) -> bool {
         match self {
             Kind::Etcd => etcd::healthy(address).await,
-            Kind::Consul => consul::healthy(address).await,
+            Kind::Consul => consul::healthy(address, setup).await,
             Kind::ZooKeeper => zookeeper::healthy(address).await,
         }
     }
@@ -79,9 +90,19 @@ impl fmt::Display for Kind {
     }
 }
 
+/// In what a server differs from the ordinary one.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Speak TLS as well, on a port of its own.
+    pub tls: Option<ServerTls>,
+    /// Allow nothing but to this token. Consul has it in its configuration; in others access is set up while they run.
+    pub token: Option<String>,
+}
+
 /// A server with its data on disk. It ends when this is dropped, or when the test process ends in whatever way.
 pub struct Server {
     kind: Kind,
+    setup: Setup,
     ports: Vec<u16>,
     process: Mutex<Process>,
 }
@@ -90,13 +111,18 @@ impl Server {
     /// Starts a server of the test's own and waits until it is healthy. `None` skips the test, after saying so on stderr:
     /// the server isn't installed, and nobody demanded that it be.
     pub async fn start(kind: Kind) -> Option<Server> {
+        Server::start_as(kind, Setup::default()).await
+    }
+
+    /// As [`start`](Server::start), of a server that isn't the ordinary one.
+    pub async fn start_as(kind: Kind, setup: Setup) -> Option<Server> {
         if let Some(missing) = kind.missing() {
             skip(kind, &missing);
             return None;
         }
         let mut failure = String::new();
         for _ in 0..START_ATTEMPTS {
-            let server = Server::new(kind);
+            let server = Server::new(kind, setup.clone());
             match server.launch().await {
                 Ok(()) => return Some(server),
                 Err(reason) => failure = reason,
@@ -117,6 +143,12 @@ impl Server {
     /// A store URL with all keys under `namespace`.
     pub fn url(&self, namespace: &str) -> String {
         format!("{}://{}/{namespace}", self.kind.scheme(), self.address())
+    }
+
+    /// Where clients connect that speak TLS.
+    pub fn secure_address(&self) -> SocketAddr {
+        assert!(self.setup.tls.is_some(), "a server without TLS");
+        (Ipv4Addr::LOCALHOST, *self.ports.last().expect("a port")).into()
     }
 
     /// A new proxy in front of the server, which counts what the server's protocol lets it count.
@@ -164,14 +196,15 @@ impl Server {
         self.restart().await;
     }
 
-    fn new(kind: Kind) -> Self {
-        let ports = (0..kind.ports()).map(|_| free_port()).collect();
-        Server { kind, ports, process: Mutex::new(Process::new()) }
+    fn new(kind: Kind, setup: Setup) -> Self {
+        let ports = kind.ports() + usize::from(setup.tls.is_some());
+        let ports = (0..ports).map(|_| free_port()).collect();
+        Server { kind, setup, ports, process: Mutex::new(Process::new()) }
     }
 
     /// Starts the process; an error tells why it isn't healthy.
     async fn launch(&self) -> Result<(), String> {
-        let command = self.kind.command(&self.dir(), &self.ports);
+        let command = self.kind.command(&self.dir(), &self.ports, &self.setup);
         self.process().start(&command);
         let deadline = Instant::now() + START_TIMEOUT;
         while !self.is_healthy().await? {
@@ -184,7 +217,8 @@ impl Server {
     }
 
     async fn is_healthy(&self) -> Result<bool, String> {
-        let healthy = timeout(Duration::from_secs(2), self.kind.healthy(self.address())).await.unwrap_or(false);
+        let answer = self.kind.healthy(self.address(), &self.setup);
+        let healthy = timeout(Duration::from_secs(2), answer).await.unwrap_or(false);
         // Asked after the other question: where the port was taken, the one who answered it is somebody else.
         let exited = self.process().exited();
         match exited {

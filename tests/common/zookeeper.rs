@@ -1,6 +1,7 @@
 //! How ZooKeeper is run and asked.
 
-use super::server::on_path;
+use super::server::{Setup, on_path};
+use super::tls::ServerTls;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,10 +14,24 @@ pub const PORTS: usize = 1;
 /// One tick; sessions last from 2 to 20 of them.
 pub const TICK_MS: u64 = 500;
 
-/// Where Debian puts the jars, and those that a server without its admin pages needs.
+/// Where Debian puts the jars, and those that a server without its admin pages needs; Netty's are for TLS.
 const JAR_DIR: &str = "/usr/share/java";
-const JARS: [&str; 7] =
-    ["zookeeper", "zookeeper-jute", "slf4j-api", "slf4j-simple", "metrics-core", "netty-all", "snappy-java"];
+const JARS: [&str; 14] = [
+    "zookeeper",
+    "zookeeper-jute",
+    "slf4j-api",
+    "slf4j-simple",
+    "metrics-core",
+    "snappy-java",
+    "netty-buffer",
+    "netty-codec",
+    "netty-common",
+    "netty-handler",
+    "netty-resolver",
+    "netty-transport",
+    "netty-transport-native-epoll",
+    "netty-transport-native-unix-common",
+];
 
 pub fn missing() -> Option<String> {
     if !on_path("java") {
@@ -26,13 +41,14 @@ pub fn missing() -> Option<String> {
     (own_classpath().is_none() && !jar.is_file()).then(|| format!("no {}", jar.display()))
 }
 
-pub fn command(dir: &Path, ports: &[u16]) -> Vec<String> {
-    let config = format!(
+pub fn command(dir: &Path, ports: &[u16], setup: &Setup) -> Vec<String> {
+    let mut config = format!(
         "tickTime={TICK_MS}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\nmaxClientCnxns=0\n\
          admin.enableServer=false\n4lw.commands.whitelist=*\n",
         dir.join("data").display(),
         ports[0]
     );
+    config.extend(setup.tls.as_ref().map(|tls| secure(tls, ports[PORTS])));
     let file = dir.join("zoo.cfg");
     std::fs::write(&file, config).expect("the server's configuration");
     let options = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
@@ -44,6 +60,18 @@ pub fn command(dir: &Path, ports: &[u16]) -> Vec<String> {
     command.push("org.apache.zookeeper.server.quorum.QuorumPeerMain".to_owned());
     command.push(file.display().to_string());
     command
+}
+
+/// What the configuration says of TLS, which only the server's other way of doing I/O speaks.
+fn secure(tls: &ServerTls, port: u16) -> String {
+    let demand = if tls.demanding { "need" } else { "none" };
+    format!(
+        "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory\nsecureClientPort={port}\n\
+         secureClientPortAddress=127.0.0.1\nssl.clientAuth={demand}\n\
+         ssl.keyStore.type=PEM\nssl.keyStore.location={}\nssl.trustStore.type=PEM\nssl.trustStore.location={}\n",
+        tls.identity.both.display(),
+        tls.clients.display()
+    )
 }
 
 fn classpath() -> String {
