@@ -8,14 +8,18 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
 use kvactor::{
     Backend, BackendKind, Capabilities, Check, Condition, Connector, Consistency, Depth, Dir, Error, Expected, Key,
-    KvPair, Lease, ListOptions, Operation, OperationResult, Options, Page, Result, Store, TxnOutcome, Version,
+    KvPair, Lease, ListOptions, Operation, OperationResult, Options, Page, Position, Result, Store, Target, TxnOutcome,
+    Update, Updates, Version,
 };
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::time::sleep_until;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -35,7 +39,9 @@ pub struct MapConnector {
 #[async_trait(?Send)]
 impl Connector for MapConnector {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new(BackendKind::Custom)
+        let mut capabilities = Capabilities::new(BackendKind::Custom);
+        capabilities.every_revision = false;
+        capabilities
     }
 
     fn endpoints(&self) -> Vec<String> {
@@ -53,6 +59,8 @@ impl Connector for MapConnector {
 struct Map {
     entries: BTreeMap<Key, Entry>,
     writes: u64,
+    /// Told of every change.
+    changed: watch::Sender<()>,
 }
 
 struct Entry {
@@ -64,8 +72,11 @@ struct Entry {
 impl Map {
     /// The entries whose time isn't over.
     fn live(&mut self) -> &mut BTreeMap<Key, Entry> {
-        let now = Instant::now();
+        let (now, before) = (Instant::now(), self.entries.len());
         self.entries.retain(|_, entry| entry.expires.is_none_or(|at| now < at));
+        if self.entries.len() < before {
+            self.changed.send_replace(());
+        }
         &mut self.entries
     }
 
@@ -73,7 +84,13 @@ impl Map {
         self.writes += 1;
         let version = Version::new(BackendKind::Custom, self.writes);
         self.entries.insert(key.clone(), Entry { value: value.clone(), version, expires });
+        self.changed.send_replace(());
         version
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Entry> {
+        self.changed.send_replace(());
+        self.live().remove(key)
     }
 
     fn demand(&mut self, key: &Key, condition: &Condition) -> Result<()> {
@@ -107,6 +124,10 @@ impl Map {
     }
 }
 
+fn lock(map: &Mutex<Map>) -> MutexGuard<'_, Map> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One session. A real one holds a connection.
 struct MapSession {
     map: Arc<Mutex<Map>>,
@@ -114,7 +135,34 @@ struct MapSession {
 
 impl MapSession {
     fn map(&self) -> MutexGuard<'_, Map> {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.map)
+    }
+}
+
+/// Follows a key or directory.
+struct Follower {
+    map: Arc<Mutex<Map>>,
+    target: Target,
+    changed: watch::Receiver<()>,
+}
+
+impl Follower {
+    /// The target's pairs, once something may have changed.
+    async fn next_state(&mut self) -> Vec<KvPair> {
+        let expiry = lock(&self.map).entries.values().filter_map(|entry| entry.expires).min();
+        tokio::select! {
+            // An error says that the map is gone, which it can't be.
+            _ = self.changed.changed() => {}
+            () = sleep_until(expiry.unwrap_or_else(Instant::now).into()), if expiry.is_some() => {}
+        }
+        self.changed.mark_unchanged();
+        let mut map = lock(&self.map);
+        let wanted = |key: &&Key| match &self.target {
+            Target::Key(wanted) => *key == wanted,
+            Target::Tree(dir) => dir.relative(key).is_some(),
+        };
+        let keys: Vec<Key> = map.live().keys().filter(wanted).cloned().collect();
+        keys.into_iter().filter_map(|key| map.pair(key)).collect()
     }
 }
 
@@ -158,7 +206,7 @@ impl Backend for MapSession {
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
-        self.map().live().remove(key).map(drop).ok_or_else(|| Error::key_not_found(key))
+        self.map().remove(key).map(drop).ok_or_else(|| Error::key_not_found(key))
     }
 
     async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
@@ -175,7 +223,7 @@ impl Backend for MapSession {
     async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
         let mut map = self.map();
         let keys = map.beneath(dir, &ListOptions::default())?;
-        keys.iter().for_each(|key| drop(map.entries.remove(key)));
+        keys.iter().for_each(|key| drop(map.remove(key)));
         Ok(keys.len() as u64)
     }
 
@@ -192,7 +240,7 @@ impl Backend for MapSession {
     async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
         let mut map = self.map();
         map.demand(key, &Condition::Version(*version))?;
-        map.entries.remove(key);
+        map.remove(key);
         Ok(())
     }
 
@@ -204,11 +252,24 @@ impl Backend for MapSession {
         let results = operations.iter().map(|operation| match operation {
             Operation::Put { key, value } => OperationResult::Put(map.write(key, value, None)),
             Operation::Delete { key } => {
-                map.entries.remove(key);
+                map.remove(key);
                 OperationResult::Deleted
             }
         });
         Ok(TxnOutcome::Committed(results.collect()))
+    }
+
+    /// A real driver has its server tell what changes. It may as well tell all that there is, as here, whenever something
+    /// changed: the store compares that with what it told before.
+    async fn watch(&self, target: &Target, _: Option<&Position>) -> Result<Updates> {
+        let mut changed = self.map().changed.subscribe();
+        changed.mark_changed();
+        let follower = Follower { map: self.map.clone(), target: target.clone(), changed };
+        Ok(stream::unfold(follower, async |mut follower| {
+            let pairs = follower.next_state().await;
+            Some((Ok(Update::State { pairs, position: None }), follower))
+        })
+        .boxed_local())
     }
 
     /// A real backend waits here until its server answers again, or says that the session is lost.

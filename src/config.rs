@@ -121,6 +121,14 @@ pub struct Options {
     pub backoff_max: Duration,
     /// A link that was up for this long starts again from `backoff_min` when it is lost. 10 s.
     pub backoff_reset: Duration,
+    /// How long a watched connection may be silent before it is taken for dead; at least 3 s. 10 s. ZooKeeper's bound is less:
+    /// two fifths of `session_timeout`.
+    pub idle_timeout: Duration,
+    /// How many connections the watches of this store hold at Consul at the most, whose agents grant a client 200; with more
+    /// watches than that, neighbours share one. 64. The other backends need one connection for all watches.
+    pub max_watch_connections: u32,
+    /// How many events wait for a subscriber before they are merged by key. 1024.
+    pub watch_buffer: u32,
     /// Consul's data center, where it isn't the agent's own.
     pub datacenter: Option<String>,
 }
@@ -137,6 +145,9 @@ impl Default for Options {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(5),
             backoff_reset: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(10),
+            max_watch_connections: 64,
+            watch_buffer: 1024,
             datacenter: None,
         }
     }
@@ -159,12 +170,26 @@ impl Options {
             }
         }
         let all = durations.iter().map(|(name, duration)| (*name, *duration));
-        let longest = all.chain([("backoff_max", self.backoff_max), ("backoff_reset", self.backoff_reset)]);
+        let longest = all.chain([
+            ("backoff_max", self.backoff_max),
+            ("backoff_reset", self.backoff_reset),
+            ("idle_timeout", self.idle_timeout),
+        ]);
         if let Some((name, _)) = longest.into_iter().find(|(_, duration)| *duration > MAX_TIMEOUT) {
             return Err(Error::invalid_config(name, "it must be at most 365 days"));
         }
         if self.backoff_max < self.backoff_min {
             return Err(Error::invalid_config("backoff_max", "it must not be below `backoff_min`"));
+        }
+        if self.idle_timeout < Duration::from_secs(3) {
+            return Err(Error::invalid_config("idle_timeout", "it must be at least 3s"));
+        }
+        for (name, bound) in
+            [("max_watch_connections", self.max_watch_connections), ("watch_buffer", self.watch_buffer)]
+        {
+            if bound == 0 || bound > 1 << 20 {
+                return Err(Error::invalid_config(name, "it must be from 1 to 1048576"));
+            }
         }
         if self.max_in_flight == 0 || self.max_in_flight > 1 << 20 {
             return Err(Error::invalid_config("max_in_flight", "it must be from 1 to 1048576"));
@@ -299,6 +324,9 @@ impl Config {
             "lazy" => options.lazy = parsed(name, value, "`true` or `false`")?,
             "max_in_flight" => options.max_in_flight = parsed(name, value, "a whole number")?,
             "max_value_size" => options.max_value_size = parsed(name, value, "a number of bytes")?,
+            "idle_timeout" => options.idle_timeout = duration(name, value)?,
+            "max_watch_connections" => options.max_watch_connections = parsed(name, value, "a whole number")?,
+            "watch_buffer" => options.watch_buffer = parsed(name, value, "a whole number")?,
             "datacenter" if self.backend == BackendKind::Consul => options.datacenter = Some(value.to_owned()),
             // Decoded already, as every parameter's value is.
             "namespace" => self.namespace = decoded_namespace(value)?,
@@ -422,7 +450,7 @@ fn parsed<T: std::str::FromStr>(name: &str, value: &str, expected: &str) -> Resu
 
 fn unknown_parameter(name: &str, backend: BackendKind) -> Error {
     let known = "request_timeout, connect_timeout, session_timeout, lazy, max_in_flight, max_value_size, backoff_min, \
-                 backoff_max, backoff_reset, namespace, with TLS tls_ca, tls_cert and tls_key, with Consul datacenter";
+                 backoff_max, backoff_reset, idle_timeout, max_watch_connections, watch_buffer, namespace, with TLS tls_ca, tls_cert and tls_key, with Consul datacenter";
     Error::invalid_config(format!("parameter `{name}`"), format!("unknown for {backend}; known are {known}"))
 }
 

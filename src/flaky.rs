@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use crate::backend::{self, Backend, Connector, Lease};
+use crate::backend::{self, Backend, Connector, Lease, Position, Target, Updates};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
@@ -11,6 +11,8 @@ use crate::types::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::ready;
+use futures_util::stream::{self, StreamExt};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -41,6 +43,12 @@ pub(crate) struct Script {
     pub(crate) connects: Mutex<VecDeque<Fault>>,
     pub(crate) calls: Mutex<VecDeque<Fault>>,
     pub(crate) recovers: Mutex<VecDeque<Fault>>,
+    /// What goes wrong with the beginning of a watch.
+    pub(crate) watches: Mutex<VecDeque<Fault>>,
+    /// One for each watch that is to break.
+    pub(crate) breaks: Semaphore,
+    /// How it breaks: `None` as a lost connection.
+    pub(crate) broken: Mutex<VecDeque<Fault>>,
     pub(crate) gate: Semaphore,
     /// One for each time that the driver is to say that the link is down.
     pub(crate) disruptions: Semaphore,
@@ -57,6 +65,9 @@ impl Script {
             connects: Mutex::default(),
             calls: Mutex::default(),
             recovers: Mutex::default(),
+            watches: Mutex::default(),
+            breaks: Semaphore::new(0),
+            broken: Mutex::default(),
             gate: Semaphore::new(0),
             disruptions: Semaphore::new(0),
             connected: Mutex::default(),
@@ -78,6 +89,14 @@ impl Script {
 
     pub(crate) fn recovers(&self, faults: impl IntoIterator<Item = Fault>) {
         self.recovers.lock().unwrap().extend(faults);
+    }
+
+    pub(crate) fn begin_watches(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.watches.lock().unwrap().extend(faults);
+    }
+
+    pub(crate) fn break_watches(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.broken.lock().unwrap().extend(faults);
     }
 
     pub(crate) fn called(&self) -> usize {
@@ -165,6 +184,21 @@ impl Flaky {
 
 #[async_trait(?Send)]
 impl Backend for Flaky {
+    async fn watch(&self, target: &Target, after: Option<&Position>) -> Result<Updates> {
+        let updates = self.script.play(&self.script.watches, self.memory.watch(target, after)).await?;
+        let script = self.script.clone();
+        let broken = stream::once(async move {
+            script.breaks.acquire().await.unwrap().forget();
+            match script.play(&script.broken, async { Ok(()) }).await {
+                Ok(()) => Err(Error::unreachable("the watch broke, as the script says")),
+                Err(error) => Err(error),
+            }
+        });
+        let mut over = false;
+        let updates = stream::select(updates, broken);
+        Ok(updates.take_while(move |update| ready(!std::mem::replace(&mut over, update.is_err()))).boxed_local())
+    }
+
     async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
         self.call(self.memory.get(key, consistency)).await
     }

@@ -67,9 +67,12 @@ mod supervisor;
 #[cfg(feature = "tls")]
 mod tls;
 mod types;
+mod watch;
+#[cfg(all(test, feature = "memory"))]
+mod watch_tests;
 
 pub use actors::connection::Connection;
-pub use backend::{Backend, Connector, Lease};
+pub use backend::{Backend, Change, Connector, Lease, Position, Target, Update, Updates};
 pub use config::{Config, Credentials, Endpoint, Options, TlsConfig};
 pub use error::{Error, Result, Source};
 pub use key::{Dir, Key, Namespace};
@@ -78,3 +81,4 @@ pub use types::{
     BackendKind, Capabilities, Check, Condition, Consistency, Depth, Expected, KvPair, LinkState, ListOptions,
     MAX_TXN_OPERATIONS, Operation, OperationResult, Page, PutOptions, Status, TxnOutcome, Version, Written,
 };
+pub use watch::{Lists, Subscription, TreeEvent, TreeStream, WatchEvent, WatchStream};

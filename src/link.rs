@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -22,6 +23,17 @@ pub(crate) enum Link {
     Up(Session),
     /// The store is closed.
     Closed,
+}
+
+/// How one session is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    /// It serves calls.
+    Up,
+    /// It is in doubt, or lost and not yet replaced.
+    Down,
+    /// Another session took its place, or the store is closed.
+    Over,
 }
 
 /// Why a session is in doubt.
@@ -76,14 +88,23 @@ impl LinkView {
 
     /// Waits until the session with this number is over: replaced by another, or the store closed.
     pub(crate) async fn session_over(&self, number: u64) {
-        let mut link = self.link.clone();
-        let over = |link: &Link| match link {
-            Link::Up(session) => session.number != number,
-            Link::Closed => true,
-            Link::Down(_) => false,
-        };
         // An error says that the supervisor is gone, and with it every session.
-        let _ = link.wait_for(over).await;
+        let _ = self.link.clone().wait_for(|link| presence(link, number) == Presence::Over).await;
+    }
+
+    /// Waits until the session with this number is doing otherwise than `before`, and says how.
+    pub(crate) async fn presence_after(&self, before: Presence, number: u64) -> Presence {
+        let mut link = self.link.clone();
+        match link.wait_for(|link| presence(link, number) != before).await {
+            Ok(link) => presence(&link, number),
+            Err(_) => Presence::Over,
+        }
+    }
+
+    /// Waits until the store is closed.
+    pub(crate) async fn closed(&self) {
+        // An error says that the supervisor is gone, which is as good.
+        let _ = self.link.clone().wait_for(|link| matches!(link, Link::Closed)).await;
     }
 
     /// The number of the session that serves calls just now.
@@ -104,7 +125,8 @@ impl LinkView {
         let _ = self.reports.try_send(Report { session, doubt });
     }
 
-    fn unreachable(&self) -> Error {
+    /// Why there is no session.
+    pub(crate) fn unreachable(&self) -> Error {
         match &*self.link.borrow() {
             Link::Down(Some(Error::Unreachable { reason, source })) => {
                 Error::Unreachable { reason: reason.clone(), source: source.clone() }
@@ -113,6 +135,19 @@ impl LinkView {
             _ => Error::unreachable("no connection was made before the deadline"),
         }
     }
+}
+
+fn presence(link: &Link, number: u64) -> Presence {
+    match link {
+        Link::Up(session) if session.number == number => Presence::Up,
+        Link::Up(_) | Link::Closed => Presence::Over,
+        Link::Down(_) => Presence::Down,
+    }
+}
+
+/// A time that no process lives to see.
+pub(crate) fn far_future() -> Instant {
+    Instant::now() + Duration::from_secs(30 * 365 * 24 * 3600)
 }
 
 /// What the link means for a call, or none where the call has to wait.

@@ -27,7 +27,8 @@ use crate::types::{
     Check, Consistency, Expected, KvPair, ListOptions, Operation, OperationResult, Page, PutOptions, TxnOutcome,
     Version, Written,
 };
-use actix::Message;
+use crate::watch::{Subscription, TreeEvent, WatchEvent};
+use actix::{Message, Recipient};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 
@@ -378,6 +379,90 @@ impl Call<TxnOutcome> for Txn {
             Ok(outcome)
         })
     }
+}
+
+/// Sends what becomes of a key to an actor: [`Store::watch`](crate::Store::watch). The reply ends the subscription when it is
+/// dropped, so an actor keeps it; the subscription also ends with the actor.
+///
+/// The actor gets one event at a time: the next when it has handled the one before.
+///
+/// ```
+/// use actix::{Actor, AsyncContext, Context, Handler, WrapFuture, ActorFutureExt};
+/// use kvactor::messages::Watch;
+/// use kvactor::{Store, Subscription, WatchEvent};
+///
+/// struct Follower {
+///     store: Store,
+///     subscription: Option<Subscription>,
+/// }
+///
+/// impl Actor for Follower {
+///     type Context = Context<Self>;
+///
+///     fn started(&mut self, context: &mut Self::Context) {
+///         let watch = Watch::new("primary", context.address().recipient()).expect("a valid key");
+///         let watched = self.store.addr().send(watch).into_actor(self);
+///         context.wait(watched.map(|reply, follower, _| match reply {
+///             Ok(Ok(subscription)) => follower.subscription = Some(subscription),
+///             failed => eprintln!("no watch: {failed:?}"),
+///         }));
+///     }
+/// }
+///
+/// impl Handler<WatchEvent> for Follower {
+///     type Result = ();
+///
+///     fn handle(&mut self, event: WatchEvent, _: &mut Self::Context) {
+///         println!("{event:?}");
+///     }
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Watch {
+    /// The key.
+    pub key: Key,
+    /// Who is told.
+    pub subscriber: Recipient<WatchEvent>,
+}
+
+impl Watch {
+    /// A subscription to `key`. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K, subscriber: Recipient<WatchEvent>) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(Watch { key: key.try_into()?, subscriber })
+    }
+}
+
+impl Message for Watch {
+    type Result = Result<Subscription>;
+}
+
+/// Sends what becomes of the keys beneath a directory to an actor: [`Store::watch_tree`](crate::Store::watch_tree). All else is
+/// as with [`Watch`].
+#[derive(Clone)]
+pub struct WatchTree {
+    /// The directory.
+    pub dir: Dir,
+    /// Who is told.
+    pub subscriber: Recipient<TreeEvent>,
+}
+
+impl WatchTree {
+    /// A subscription to the keys beneath `dir`. Fails with [`Error::InvalidKey`].
+    pub fn new<D>(dir: D, subscriber: Recipient<TreeEvent>) -> Result<Self>
+    where
+        D: TryInto<Dir>,
+        Error: From<D::Error>,
+    {
+        Ok(WatchTree { dir: dir.try_into()?, subscriber })
+    }
+}
+
+impl Message for WatchTree {
+    type Result = Result<Subscription>;
 }
 
 /// Closes the store: [`Store::close`](crate::Store::close). Further calls are refused from the moment it arrives.

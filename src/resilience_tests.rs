@@ -357,3 +357,27 @@ async fn from_plain_tokio_a_store_is_shared_among_tasks() {
     }
     assert_eq!(store.list("").await.unwrap().len(), 32);
 }
+
+#[actix::test]
+async fn nothing_outlives_a_store_that_ends_while_its_link_is_down() {
+    let script = Script::new();
+    let store = open(&script).await;
+    store.put_with("k", "v", PutOptions::keep_alive(Duration::from_secs(60))).await.unwrap();
+    script.recovers([Hang]);
+    script.disruptions.add_permits(1);
+    link(&store, LinkState::Suspended).await;
+    drop(store);
+    // The connector, the session and the tasks that look after the key all held the script.
+    eventually(|| Arc::strong_count(&script) == 1).await;
+}
+
+#[test]
+fn a_thread_whose_actix_system_is_over_opens_stores() {
+    let opened = async || {
+        let store = open(&Script::new()).await;
+        store.put("k", "v").await.unwrap();
+        store.close().await.unwrap();
+    };
+    actix_rt::System::new().block_on(opened());
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(opened());
+}

@@ -1,8 +1,9 @@
 //! [`Store`]: the handle that people hold.
 
-use crate::actors::connection::{Calls, Connection, Timed};
+use crate::actors::connection::{Calls, Connection, Subscribe, Timed};
 use crate::actors::lease::Leases;
-use crate::backend::{self, Connector};
+use crate::actors::watchers::Watchers;
+use crate::backend::{self, Connector, Target};
 use crate::call::Rules;
 use crate::config::{Config, MAX_TIMEOUT, Options};
 use crate::error::{Error, Result};
@@ -17,7 +18,8 @@ use crate::types::{
     Capabilities, Check, Consistency, Expected, KvPair, LinkState, ListOptions, Operation, Page, PutOptions, Status,
     TxnOutcome, Version, Written,
 };
-use actix::{Actor, Addr};
+use crate::watch::{Events, TreeStream, WatchStream};
+use actix::{Actor, Addr, Handler, MailboxError, Message};
 use bytes::Bytes;
 use futures_util::Stream;
 use std::fmt;
@@ -25,8 +27,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
-use tokio_stream::wrappers::WatchStream;
 
 /// A key/value store on one of the backends: the handle that programs hold.
 ///
@@ -131,7 +133,8 @@ impl Store {
         runtime::spawn(move || async move {
             let (link, view, reports) = link();
             let leases = Leases::new(view.clone(), timeout);
-            let calls = Rc::new(Calls::new(view, leases.clone(), rules, timeout, options.max_in_flight));
+            let watchers = Watchers::new(view.clone(), &options, status_sender.clone());
+            let calls = Rc::new(Calls::new(view, leases.clone(), watchers, rules, &options));
             let _ = started.send(Connection::new(calls.clone(), weak).start());
             let (status, supervised) = (status_sender, calls.clone());
             let supervisor =
@@ -176,7 +179,7 @@ impl Store {
     /// How the store is doing: now, and whenever it changes. Changes that come faster than they are taken are merged. The
     /// stream ends when the store is closed; it doesn't keep it open.
     pub fn status_stream(&self) -> impl Stream<Item = Status> + Send + Unpin + use<> {
-        WatchStream::new(self.shared.status.clone())
+        tokio_stream::wrappers::WatchStream::new(self.shared.status.clone())
     }
 
     /// The pair at `key`, linearizable.
@@ -414,7 +417,79 @@ impl Store {
         self.call(Txn { checks, operations }).await
     }
 
-    /// Closes the store for all handles: refuses further calls, deletes the keys that it kept alive, ends its session and its
+    /// Tells what becomes of `key`, from its present state on; it need not exist. Returns when that state is known, and the
+    /// stream then has it as its first event.
+    ///
+    /// - **What is told**: every write and deletion as an event, in order, on etcd, local and memory. Consul and ZooKeeper merge
+    ///   changes that come faster than their notifications: the last state always arrives. No event repeats an unchanged state.
+    /// - **Connection loss**: the stream goes on over lost connections, restarted servers, lost sessions and history that is
+    ///   gone. [`WatchEvent::Suspended`](crate::WatchEvent::Suspended) says that the link is down. When it is back the watch
+    ///   tells just what differs from what it told before, deletions included, and then goes on.
+    /// - **Slow subscribers**: beyond [`Options::watch_buffer`] events that wait, they are merged by key: the newest value,
+    ///   and a deletion before it. Nobody else is delayed.
+    /// - **Cost**: one watch at the server for each key, however many subscribe to it through this store.
+    /// - **End**: dropping the stream ends the subscription. It doesn't keep the store open.
+    ///
+    /// Cancel safe: dropping this future leaves no subscription.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kvactor::Result<()> {
+    /// use kvactor::{Store, WatchEvent};
+    ///
+    /// let store = Store::connect("memory://watch").await?;
+    /// let mut primary = store.watch("primary").await?;
+    /// assert!(matches!(primary.next().await, Some(WatchEvent::Delete { version: None, .. })));
+    /// store.put("primary", "10.0.0.1").await?;
+    /// let Some(WatchEvent::Put(pair)) = primary.next().await else { panic!("no put") };
+    /// assert_eq!(pair.value, "10.0.0.1");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [Those of all calls](Store#all-calls); a stream that stands never fails.
+    pub async fn watch<K>(&self, key: K) -> Result<WatchStream>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        let key = key.try_into()?;
+        Ok(WatchStream::new(key.clone(), self.subscribe(Target::Key(key)).await?))
+    }
+
+    /// Tells what becomes of the keys strictly beneath `dir`, which need not exist: first all that is there, then each change.
+    /// `""` is the root of the namespace. [`TreeStream::lists`] makes whole lists of it.
+    ///
+    /// All else is as with [`watch`](Store::watch).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kvactor::Result<()> {
+    /// use kvactor::{Store, TreeEvent};
+    ///
+    /// let store = Store::connect("memory://watch_tree").await?;
+    /// store.put("services/web/1", "10.0.0.1").await?;
+    /// let mut services = store.watch_tree("services").await?;
+    /// let Some(TreeEvent::Snapshot(pairs)) = services.next().await else { panic!("no snapshot") };
+    /// assert_eq!(pairs[0].key.as_str(), "services/web/1");
+    /// store.delete("services/web/1").await?;
+    /// assert!(matches!(services.next().await, Some(TreeEvent::Delete { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [Those of all calls](Store#all-calls); a stream that stands never fails.
+    pub async fn watch_tree<D>(&self, dir: D) -> Result<TreeStream>
+    where
+        D: TryInto<Dir>,
+        Error: From<D::Error>,
+    {
+        Ok(TreeStream::new(self.subscribe(Target::Tree(dir.try_into()?)).await?))
+    }
+
+    /// Closes the store for all handles: tells watchers that it is closed, refuses further calls, deletes the keys that it kept alive, ends its session and its
     /// threads and sockets. Writes that are still on their way fail with [`Error::Indeterminate`].
     ///
     /// Cancel safe: once it has begun it goes on without its caller.
@@ -426,18 +501,34 @@ impl Store {
     }
 
     async fn call<R: Request>(&self, request: R) -> Result<R::Reply> {
+        let (timeout, deadline) = (self.timeout, Instant::now() + self.timeout);
+        let lost = |reason: &'static str, error| if R::WRITES { Error::indeterminate(reason) } else { error };
+        match self.send(Timed { request, timeout, deadline }, deadline).await? {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(lost("the store was closed during the call", Error::Closed)),
+            Err(_) => Err(lost("the thread of the store's actors does not answer", Error::Timeout { after: timeout })),
+        }
+    }
+
+    async fn subscribe(&self, target: Target) -> Result<Events> {
+        let (timeout, deadline) = (self.timeout, Instant::now() + self.timeout);
+        match self.send(Subscribe { target, timeout, deadline }, deadline).await? {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::Closed),
+            Err(_) => Err(Error::Timeout { after: timeout }),
+        }
+    }
+
+    /// Sends a message to the store's actor, unless the store is closed, and awaits its reply a little beyond the deadline.
+    async fn send<M>(&self, message: M, deadline: Instant) -> Result<Result<Result<M::Result, MailboxError>, Elapsed>>
+    where
+        M: Message<Result: Send> + Send + 'static,
+        Connection: Handler<M>,
+    {
         if self.shared.status.borrow().link == LinkState::Closed || !self.shared.connection.connected() {
             return Err(Error::Closed);
         }
-        let (timeout, deadline) = (self.timeout, Instant::now() + self.timeout);
-        let reply = self.shared.connection.send(Timed { request, timeout, deadline });
-        match timeout_at(deadline + GRACE, reply).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) if R::WRITES => Err(Error::indeterminate("the store was closed during the call")),
-            Ok(Err(_)) => Err(Error::Closed),
-            Err(_) if R::WRITES => Err(Error::indeterminate("the thread of the store's actors does not answer")),
-            Err(_) => Err(Error::Timeout { after: self.timeout }),
-        }
+        Ok(timeout_at(deadline + GRACE, self.shared.connection.send(message)).await)
     }
 }
 

@@ -45,6 +45,7 @@ pub(crate) fn initial_status(connector: &dyn Connector) -> Status {
         endpoint: connector.endpoints().join(","),
         session: None,
         restarts: 0,
+        watches: 0,
         last_error: None,
     }
 }

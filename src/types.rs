@@ -343,6 +343,9 @@ pub struct Capabilities {
     /// Whether a version can never match a later incarnation of its key. On ZooKeeper there is a window between the check
     /// of the incarnation and the write, about a round trip wide.
     pub exact_versions: bool,
+    /// Whether watches tell of every revision while history lasts. Consul and ZooKeeper merge changes of one key that come
+    /// faster than their notifications; the last one always arrives.
+    pub every_revision: bool,
 }
 
 impl Capabilities {
@@ -356,6 +359,7 @@ impl Capabilities {
             atomic_delete_tree: true,
             ttl_on_directories: true,
             exact_versions: true,
+            every_revision: true,
         }
     }
 }
@@ -387,6 +391,8 @@ pub struct Status {
     pub session: Option<String>,
     /// How often a lost session was replaced by a new one.
     pub restarts: u64,
+    /// How many keys and directories are watched, each once however many subscribed to it.
+    pub watches: usize,
     /// Why the link is down, or was last.
     pub last_error: Option<Error>,
 }

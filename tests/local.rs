@@ -8,6 +8,7 @@ use kvactor::{Error, PutOptions, Store};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 fn url(file: &Path) -> String {
@@ -81,9 +82,58 @@ async fn no_acknowledged_put_is_lost_by_kill_9() {
     }
 }
 
+/// What the stores of this process say in their traces.
+static TRACES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Traces;
+
+impl Write for Traces {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        TRACES.lock().unwrap().write(line)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How many commands went into each commit of this file.
+fn commits(file: &Path) -> Vec<usize> {
+    let traces = String::from_utf8_lossy(&TRACES.lock().unwrap()).into_owned();
+    let of_file = format!("file={} ", file.display());
+    let commits = traces.lines().filter(|line| line.contains("committed") && line.contains(&of_file));
+    let commands = |line: &str| line.split("commands=").nth(1)?.split_whitespace().next()?.parse().ok();
+    commits.map(|line| commands(line).unwrap()).collect()
+}
+
+const CALLERS: usize = 64;
+
+/// Whatever the disk, the calls that wait while a commit is on its way share the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_wait_together_are_committed_together() {
+    let traces = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE);
+    traces.with_ansi(false).with_writer(|| Traces).init();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = folder.path().join("store.redb");
+    let store = Store::connect(&url(&file)).await.unwrap();
+    let caller = |caller: usize| {
+        let store = store.clone();
+        async move {
+            for number in 0..100 {
+                store.put(format!("{caller}/{number}"), "1").await.unwrap();
+            }
+        }
+    };
+    join_all((0..CALLERS).map(caller)).await;
+    let commits = commits(&file);
+    println!("{} commits of {} commands", commits.len(), commits.iter().sum::<usize>());
+    assert_eq!(commits.iter().sum::<usize>(), 100 * CALLERS);
+    assert!(commits.len() <= 100 * CALLERS / 20, "{} commits", commits.len());
+}
+
 /// How many puts `callers` make in a second, together.
 async fn put_rate(store: &Store, callers: usize) -> f64 {
-    let (begin, time) = (Instant::now(), Duration::from_secs(2));
+    let (begin, time) = (Instant::now(), Duration::from_secs(1));
     let caller = |caller: usize| async move {
         let mut puts = 0u32;
         while begin.elapsed() < time {
@@ -96,21 +146,21 @@ async fn put_rate(store: &Store, callers: usize) -> f64 {
     f64::from(puts) / begin.elapsed().as_secs_f64()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_that_wait_together_are_committed_together() {
+/// By how much the rate grows with the callers, which live beside the store's actors as in an actix application.
+#[actix::test]
+async fn many_callers_reach_many_times_the_rate_of_one() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let store = Store::connect(&url(&folder.path().join("store.redb"))).await.unwrap();
-    let mut best = 0.0_f64;
-    // Other tests share the machine: the best of a few rounds is what the store can do.
-    for _ in 0..8 {
-        let (one, many) = (put_rate(&store, 1).await, put_rate(&store, 64).await);
-        println!("puts a second: 1 caller {one:.0}, 64 callers {many:.0}, ratio {:.1}", many / one);
-        best = best.max(many / one);
-        if best >= 20.0 {
-            return;
-        }
+    let mut ratios = Vec::new();
+    for _ in 0..5 {
+        let (one, many) = (put_rate(&store, 1).await, put_rate(&store, CALLERS).await);
+        println!("puts a second: 1 caller {one:.0}, {CALLERS} callers {many:.0}, ratio {:.1}", many / one);
+        ratios.push(many / one);
     }
-    panic!("64 callers reach only {best:.1} times the rate of one");
+    ratios.sort_by(f64::total_cmp);
+    // A debug build spends more time on its own code than on the disk, and the other tests share the machine with it.
+    let least = if cfg!(debug_assertions) { 8.0 } else { 20.0 };
+    assert!(ratios[2] >= least, "the median of {ratios:.1?} is below {least}");
 }
 
 #[tokio::test]

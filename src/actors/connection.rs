@@ -1,12 +1,16 @@
 //! [`Connection`]: the actor that takes a store's messages and carries them out on the session of the moment.
 
 use crate::actors::lease::Leases;
+use crate::actors::watchers::Watchers;
+use crate::backend::Target;
 use crate::backoff::Pauses;
 use crate::call::Rules;
+use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::link::{Doubt, LinkView, Session};
-use crate::messages::{Close, Request};
+use crate::messages::{Close, Request, Watch, WatchTree};
 use crate::supervisor::Closing;
+use crate::watch::{Events, Subscription, TreeStream, WatchStream};
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
@@ -84,10 +88,58 @@ impl Handler<Close> for Connection {
     }
 }
 
+/// A subscription with a deadline of its own, as [`Store`](crate::Store) asks for it.
+pub(crate) struct Subscribe {
+    pub(crate) target: Target,
+    pub(crate) timeout: Duration,
+    pub(crate) deadline: Instant,
+}
+
+impl Message for Subscribe {
+    type Result = Result<Events>;
+}
+
+impl Handler<Subscribe> for Connection {
+    type Result = ResponseFuture<Result<Events>>;
+
+    fn handle(&mut self, subscribe: Subscribe, _: &mut Context<Self>) -> Self::Result {
+        let calls = self.calls.clone();
+        Box::pin(async move {
+            let Subscribe { target, timeout, deadline } = subscribe;
+            calls.subscribe(&target, timeout, deadline).await
+        })
+    }
+}
+
+impl Handler<Watch> for Connection {
+    type Result = ResponseFuture<Result<Subscription>>;
+
+    fn handle(&mut self, Watch { key, subscriber }: Watch, _: &mut Context<Self>) -> Self::Result {
+        let calls = self.calls.clone();
+        Box::pin(async move {
+            let events = calls.subscribe_by_default(&Target::Key(key.clone())).await?;
+            Ok(calls.watchers.forward(WatchStream::new(key, events), subscriber))
+        })
+    }
+}
+
+impl Handler<WatchTree> for Connection {
+    type Result = ResponseFuture<Result<Subscription>>;
+
+    fn handle(&mut self, WatchTree { dir, subscriber }: WatchTree, _: &mut Context<Self>) -> Self::Result {
+        let calls = self.calls.clone();
+        Box::pin(async move {
+            let events = calls.subscribe_by_default(&Target::Tree(dir)).await?;
+            Ok(calls.watchers.forward(TreeStream::new(events), subscriber))
+        })
+    }
+}
+
 /// What every call needs.
 pub(crate) struct Calls {
     link: LinkView,
     leases: Leases,
+    watchers: Watchers,
     rules: Rules,
     timeout: Duration,
     /// One for each call that may be with the server at once.
@@ -101,9 +153,23 @@ pub(crate) struct Calls {
 const MAX_CLOSERS: u32 = 64;
 
 impl Calls {
-    pub(crate) fn new(link: LinkView, leases: Leases, rules: Rules, timeout: Duration, max_in_flight: u32) -> Self {
-        let permits = Semaphore::new(max_in_flight as usize);
-        Calls { link, leases, rules, timeout, permits, max_in_flight, closers: Semaphore::new(MAX_CLOSERS as usize) }
+    pub(crate) fn new(link: LinkView, leases: Leases, watchers: Watchers, rules: Rules, options: &Options) -> Self {
+        let (timeout, max_in_flight) = (options.request_timeout, options.max_in_flight);
+        let (permits, closers) = (Semaphore::new(max_in_flight as usize), Semaphore::new(MAX_CLOSERS as usize));
+        Calls { link, leases, watchers, rules, timeout, permits, max_in_flight, closers }
+    }
+
+    /// Subscribes to a target, unless it is one that must not be.
+    async fn subscribe(&self, target: &Target, timeout: Duration, deadline: Instant) -> Result<Events> {
+        match target {
+            Target::Key(key) => self.rules.path(key)?,
+            Target::Tree(dir) => self.rules.path(dir)?,
+        }
+        self.watchers.subscribe(target, timeout, deadline).await
+    }
+
+    async fn subscribe_by_default(&self, target: &Target) -> Result<Events> {
+        self.subscribe(target, self.timeout, Instant::now() + self.timeout).await
     }
 
     /// Waits until every call has its reply: once the link is closed they all end at once.
@@ -111,10 +177,11 @@ impl Calls {
         let _calls = self.permits.acquire_many(self.max_in_flight).await;
     }
 
-    /// Waits until every call and every `Close` has its reply: before the thread, and with it the mailbox, goes.
+    /// Waits until every call and every `Close` has its reply, and every subscriber its last event: before the thread, and with it the mailbox, goes.
     pub(crate) async fn drained(&self) {
         self.ended().await;
         let _closers = self.closers.acquire_many(MAX_CLOSERS).await;
+        self.watchers.drained().await;
     }
 }
 

@@ -4,7 +4,7 @@ use crate::backend::Lease;
 use crate::backoff::Pauses;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
-use crate::link::{Doubt, LinkView, Session};
+use crate::link::{Doubt, LinkView, Session, far_future};
 use crate::types::Version;
 use futures_util::{FutureExt, StreamExt, stream};
 use std::cell::RefCell;
@@ -258,11 +258,6 @@ impl Errand {
             Errand::Expire => session.backend.expire(lease).await,
         }
     }
-}
-
-/// A time that no process lives to see.
-fn far_future() -> Instant {
-    Instant::now() + Duration::from_secs(30 * 365 * 24 * 3600)
 }
 
 #[cfg(test)]

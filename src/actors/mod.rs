@@ -2,3 +2,6 @@
 
 pub(crate) mod connection;
 pub(crate) mod lease;
+mod view;
+mod watcher;
+pub(crate) mod watchers;

@@ -17,6 +17,7 @@ use crate::types::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream::LocalBoxStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +137,25 @@ pub trait Backend: 'static {
     /// [`MAX_TXN_OPERATIONS`](crate::types::MAX_TXN_OPERATIONS), and no key is changed twice.
     async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome>;
 
+    /// Follows what changes at `target`. The stream's drop ends what the server does for it.
+    ///
+    /// The first item is an [`Update::State`], and no change after it is missing from the items behind it; the target need
+    /// not exist. Where `after` is the position of an update of an earlier stream, maybe another session's, and the server's
+    /// history still reaches back to it, the first item is the [`Update::Changes`] since then instead, maybe none, which
+    /// says that the watch stands. A driver whose server keeps no history gives no positions and is given none.
+    ///
+    /// States that follow each other faster than the server tells of them may be left out where
+    /// [`Capabilities::every_revision`](crate::Capabilities::every_revision) is false. The last one never is: it arrives
+    /// without another change being needed. Whatever breaks that promise - a lost connection, a new session, history that is
+    /// gone, a server restored from a backup - makes the stream say so: by another `State`, with which the store compares
+    /// what it told its subscribers, or by an error, after which it is dropped and opened anew. A connection that is silent
+    /// for longer than [`Options::idle_timeout`](crate::Options::idle_timeout) is such a break.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], here and as the last item of the stream, where watching again may succeed; any other kind
+    /// where it can't, as [`Error::PermissionDenied`].
+    async fn watch(&self, target: &Target, after: Option<&Position>) -> Result<Updates>;
+
     /// Waits until the driver notices by itself that the link is down, and returns why. A driver that notices only by the
     /// failure of calls waits for ever, as this default does.
     async fn disrupted(&self) -> Error {
@@ -155,6 +175,60 @@ pub trait Backend: 'static {
     async fn close(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// One key.
+    Key(Key),
+    /// All keys strictly beneath a directory.
+    Tree(Dir),
+}
+
+/// What [`Backend::watch`] returns.
+pub type Updates = LocalBoxStream<'static, Result<Update>>;
+
+/// News of a watched target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// All that is there, in any order: the key, or none, or the keys beneath the directory.
+    State {
+        /// The pairs.
+        pairs: Vec<KvPair>,
+        /// The place in history at which this is the state.
+        position: Option<Position>,
+    },
+    /// What changed since the update before, in order. A driver may repeat what it told already.
+    Changes {
+        /// The changes.
+        changes: Vec<Change>,
+        /// The place in history behind the last of them.
+        position: Option<Position>,
+    },
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The key was written.
+    Put(KvPair),
+    /// The key is gone.
+    Delete {
+        /// The key.
+        key: Key,
+        /// The version of the deletion, where the server tells it.
+        version: Option<Version>,
+    },
+}
+
+/// A place in a server's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Which history this is, so that a revision of a server that was wiped or restored isn't taken for one of before.
+    pub history: u64,
+    /// The revision up to which everything was told.
+    pub revision: u64,
 }
 
 /// The life of one key with a TTL, as the server knows it.

@@ -51,6 +51,7 @@ mod support;
 mod tree;
 mod ttl;
 mod txn;
+mod watch;
 mod write;
 
 pub use fixture::{Failure, Fixture, Outcome, run};
@@ -254,6 +255,24 @@ macro_rules! for_each_conformance_case {
                 keep_alive_ends_with_a_later_ttl
                 keep_alive_ends_with_a_delete
                 keep_alive_without_a_ttl
+            }
+            watch {
+                watch_opens_with_the_state
+                watch_tells_of_writes_and_deletions
+                watch_tells_of_every_kind_of_change
+                watch_tells_of_the_end_of_a_ttl
+                watch_sees_only_its_key
+                watch_of_odd_keys
+                watch_tree_opens_with_a_snapshot
+                watch_tree_tells_of_what_is_strictly_beneath
+                watch_tree_tells_of_a_deleted_tree
+                watch_of_a_key_beside_that_of_its_directory
+                watch_is_shared_by_its_subscribers
+                watch_ends_with_the_store
+                watch_refuses_invalid_keys
+                watch_tree_as_lists
+                watch_tells_every_revision
+                watch_converges_amid_writers
             }
             close {
                 close_refuses_every_call

@@ -22,6 +22,7 @@ mod process;
 pub mod proxy;
 mod server;
 pub mod tls;
+pub mod told;
 pub mod zookeeper;
 
 pub use etcd::etcd_grpc_count;

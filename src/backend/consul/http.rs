@@ -1,6 +1,7 @@
 //! Requests to one agent and what their answers mean.
 
-use super::codec::{Applied, MAX_TXN_BODY, Op, Refusal, Refused};
+use super::codec::{Applied, Entry, MAX_TXN_BODY, Op, Refusal, Refused};
+use super::errors::{failure, is_permission, lost, said};
 use crate::config::Endpoint;
 use crate::error::{Error, Result};
 use crate::types::Consistency;
@@ -14,10 +15,12 @@ use serde::Deserialize;
 use std::cell::Cell;
 use std::io::ErrorKind;
 use std::time::Duration;
+use tokio::time::timeout;
 
-/// Connections to the agent, which takes 200 per client address by default, and resets what comes above: four stores on one
-/// machine stay below that however busy they are. Chosen for that bound, not by
-/// measuring what an agent does best with.
+/// Connections to the agent for calls. It takes 200 per client address by default, and resets what comes above: four stores on
+/// one machine stay below that however busy they are, as long as they don't watch, for which they have further ones
+/// ([`Options::max_watch_connections`](crate::Options::max_watch_connections)). Chosen for that bound, not by measuring what
+/// an agent does best with.
 const MAX_CONNECTIONS: usize = 48;
 /// How long an unused connection is kept. The agent itself never closes one.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -51,6 +54,8 @@ pub(super) struct Http {
     datacenter: String,
     /// Whether the agent has answered any request.
     answered: Cell<bool>,
+    /// How long the agent may be silent. Where there is no bound, callers have deadlines.
+    silence: Option<Duration>,
 }
 
 /// Whether it matters if a request whose answer is lost was carried out.
@@ -113,11 +118,22 @@ pub(super) enum Transaction {
 }
 
 impl Http {
+    /// For calls: whoever makes them has a deadline.
     pub(super) fn new(endpoint: &Endpoint, settings: &Settings) -> Self {
+        Http::with_connections(MAX_CONNECTIONS, endpoint, settings)
+    }
+
+    /// For queries that wait on the server: at most `connections` of them at once, whose answers begin and go on within
+    /// `silence`.
+    pub(super) fn for_watches(connections: usize, silence: Duration, endpoint: &Endpoint, settings: &Settings) -> Self {
+        Http { silence: Some(silence), ..Http::with_connections(connections, endpoint, settings) }
+    }
+
+    fn with_connections(connections: usize, endpoint: &Endpoint, settings: &Settings) -> Self {
         let connector = awc::Connector::new()
             .timeout(settings.connect_timeout)
             .handshake_timeout(settings.connect_timeout)
-            .limit(MAX_CONNECTIONS)
+            .limit(connections)
             .conn_keep_alive(KEEP_ALIVE)
             .conn_lifetime(CONNECTION_LIFETIME);
         #[cfg(feature = "tls")]
@@ -135,6 +151,7 @@ impl Http {
             token: settings.token.clone(),
             datacenter: settings.datacenter.as_deref().map(datacenter_query).unwrap_or_default(),
             answered: Cell::new(false),
+            silence: None,
         }
     }
 
@@ -155,9 +172,10 @@ impl Http {
         if let Some(token) = &self.token {
             http = http.insert_header((TOKEN, token.clone()));
         }
-        let mut response = http.send_body(request.body).await.map_err(|error| self.not_sent(error, effect))?;
+        let response = self.heard(effect, http.send_body(request.body)).await?;
+        let mut response = response.map_err(|error| self.not_sent(error, effect))?;
         self.answered.set(true);
-        let body = read_body(&mut response).await.map_err(|error| self.cut_off(error, effect))?;
+        let body = self.read_body(&mut response, effect).await?;
         Ok(Answer { status: response.status(), index: index(response.headers()), body, effect })
     }
 
@@ -172,10 +190,16 @@ impl Http {
 
     /// Reads keys; none where there is nothing. The answer carries the index.
     pub(super) async fn read_keys(&self, path: &str, query: String) -> Result<Option<(Answer, u64)>> {
+        let (answer, index) = self.read_keys_at(path, query).await?;
+        Ok(answer.map(|answer| (answer, index)))
+    }
+
+    /// The same with the index also where there is nothing.
+    pub(super) async fn read_keys_at(&self, path: &str, query: String) -> Result<(Option<Answer>, u64)> {
         let answer = self.send(Request::get(path, query)).await?;
         match (answer.status, answer.index) {
-            (StatusCode::OK, Some(index)) => Ok(Some((answer, index))),
-            (StatusCode::NOT_FOUND, Some(_)) => Ok(None),
+            (StatusCode::OK, Some(index)) => Ok((Some(answer), index)),
+            (StatusCode::NOT_FOUND, Some(index)) => Ok((None, index)),
             _ => Err(self.failure(&answer)),
         }
     }
@@ -232,6 +256,14 @@ impl Http {
     /// The error that an answer with an unexpected status stands for.
     pub(super) fn failure(&self, answer: &Answer) -> Error {
         failure(&self.name, answer.status, &said(&answer.body), answer.effect)
+    }
+
+    /// The value of a key that was shown.
+    pub(super) fn value(&self, entry: &Entry<'_>) -> Result<Bytes> {
+        entry.value().map_err(|error| {
+            let reason = format!("{} sent a value of `{}` that isn't base64", self.name, entry.path);
+            Error::backend(reason).with_source(error)
+        })
     }
 
     fn says(&self, what: &str) -> String {
@@ -305,6 +337,38 @@ impl Http {
         }
     }
 
+    /// What comes of a step towards an answer, unless the agent is silent for too long.
+    async fn heard<T>(&self, effect: Effect, step: impl Future<Output = T>) -> Result<T> {
+        let Some(silence) = self.silence else { return Ok(step.await) };
+        timeout(silence, step)
+            .await
+            .map_err(|_| lost(effect, format!("nothing was heard of {} for {silence:?}", self.name)))
+    }
+
+    /// The whole body. awc takes the end of the connection for the end of the body, so the length is checked here; a
+    /// chunked body is always JSON, which doesn't parse when its end is missing.
+    async fn read_body(&self, response: &mut ClientResponse, effect: Effect) -> Result<Bytes> {
+        let length: Option<usize> =
+            response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let whole = |body| whole(body, length).map_err(|error| self.cut_off(error, effect));
+        let Some(first) = self.chunk(response, effect).await? else { return whole(Bytes::new()) };
+        let Some(second) = self.chunk(response, effect).await? else { return whole(first) };
+        let expected = length.unwrap_or_default().min(MAX_PREALLOCATION);
+        let mut body = BytesMut::with_capacity(expected.max(first.len() + second.len()));
+        body.extend_from_slice(&first);
+        body.extend_from_slice(&second);
+        while let Some(chunk) = self.chunk(response, effect).await? {
+            body.extend_from_slice(&chunk);
+        }
+        whole(body.freeze())
+    }
+
+    /// The next piece of a body; none at its end.
+    async fn chunk(&self, response: &mut ClientResponse, effect: Effect) -> Result<Option<Bytes>> {
+        let chunk = self.heard(effect, response.next()).await?;
+        chunk.transpose().map_err(|error| self.cut_off(error, effect))
+    }
+
     /// The answer began and didn't end.
     fn cut_off(&self, error: PayloadError, effect: Effect) -> Error {
         lost(effect, format!("the answer of {} was cut off", self.name)).with_source(error)
@@ -319,13 +383,6 @@ pub(super) fn freshness(consistency: Consistency) -> &'static str {
     }
 }
 
-/// The limit that an answer with status 413 names: `Request body(524289 bytes) too large, max size: 524288 bytes. See
-/// ...`
-pub(super) fn size_limit(said: &str) -> Option<usize> {
-    let (_, limit) = said.split_once("max size: ")?;
-    limit.split(' ').next()?.parse().ok()
-}
-
 pub(super) fn too_large_a_txn(size: usize) -> Error {
     Error::unsupported(format!(
         "the transaction has {size} bytes as Consul wants them, with values in base64, and Consul takes \
@@ -337,37 +394,8 @@ fn datacenter_query(name: &str) -> String {
     format!("dc={}", super::codec::encode(name))
 }
 
-/// The beginning of what an answer says, for people to read.
-pub(super) fn said(body: &[u8]) -> String {
-    const LENGTH: usize = 200;
-    let text = String::from_utf8_lossy(body.get(..4 * LENGTH).unwrap_or(body));
-    let printable = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
-    printable.take(LENGTH).collect()
-}
-
 fn index(headers: &HeaderMap) -> Option<u64> {
     headers.get(INDEX)?.to_str().ok()?.parse().ok()
-}
-
-/// The whole body. awc takes the end of the connection for the end of the body, so the length is checked here; a
-/// chunked body is always JSON, which doesn't parse when its end is missing.
-async fn read_body(response: &mut ClientResponse) -> Result<Bytes, PayloadError> {
-    let length: Option<usize> =
-        response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let Some(first) = response.next().await.transpose()? else {
-        return whole(Bytes::new(), length);
-    };
-    let Some(second) = response.next().await.transpose()? else {
-        return whole(first, length);
-    };
-    let expected = length.unwrap_or_default().min(MAX_PREALLOCATION);
-    let mut body = BytesMut::with_capacity(expected.max(first.len() + second.len()));
-    body.extend_from_slice(&first);
-    body.extend_from_slice(&second);
-    while let Some(chunk) = response.next().await.transpose()? {
-        body.extend_from_slice(&chunk);
-    }
-    whole(body.freeze(), length)
 }
 
 fn whole(body: Bytes, length: Option<usize>) -> Result<Bytes, PayloadError> {
@@ -377,95 +405,9 @@ fn whole(body: Bytes, length: Option<usize>) -> Result<Bytes, PayloadError> {
     }
 }
 
-/// The request may have been carried out, and nobody knows.
-fn lost(effect: Effect, reason: String) -> Error {
-    match effect {
-        Effect::Repeatable => Error::unreachable(reason),
-        Effect::Write => Error::indeterminate(reason),
-    }
-}
-
-fn is_permission(said: &str) -> bool {
-    said.contains("ermission denied")
-}
-
-/// What a status other than the expected one means.
-fn failure(name: &str, status: StatusCode, said: &str, effect: Effect) -> Error {
-    let reason = match said {
-        "" => format!("{name} answered {status}"),
-        said => format!("{name} answered {status}: {said}"),
-    };
-    match status.as_u16() {
-        401 => Error::Unauthenticated { reason, source: None },
-        403 if said.contains("ACL not found") => Error::Unauthenticated { reason, source: None },
-        403 => Error::PermissionDenied { reason, source: None },
-        500 if is_permission(said) => Error::PermissionDenied { reason, source: None },
-        429 => Error::unreachable(format!("{reason}; the agent limits connections or requests, see its `limits`")),
-        500 if is_before_any_effect(said) => Error::unreachable(reason),
-        500 if effect == Effect::Repeatable && !is_passing(said) => Error::backend(reason),
-        500..=599 => lost(effect, reason),
-        400 | 405 | 413 => Error::backend(reason),
-        _ => lost(effect, format!("{reason}, which Consul doesn't do here; is it a Consul agent?")),
-    }
-}
-
-/// Whether a status 500 says that the request got to nobody who could carry it out. Consul itself repeats writes after
-/// "No cluster leader", as no state can have changed.
-fn is_before_any_effect(said: &str) -> bool {
-    ["No cluster leader", "No known Consul servers", "No path to datacenter"].iter().any(|text| said.contains(text))
-}
-
-/// Whether a status 500 speaks of trouble among the servers, which passes.
-fn is_passing(said: &str) -> bool {
-    let trouble = ["leader", "rpc error", "EOF", "connection", "timed out", "timeout", "shutdown", "not ready"];
-    trouble.iter().any(|text| said.contains(text))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn error(status: u16, said: &str, effect: Effect) -> Error {
-        failure("Consul at h:1", StatusCode::from_u16(status).unwrap(), said, effect)
-    }
-
-    #[test]
-    fn a_write_is_unreachable_only_if_it_had_no_effect() {
-        let write = |status, said| error(status, said, Effect::Write);
-        assert!(write(500, "No cluster leader").is_retryable());
-        assert!(write(500, "rpc error making call: No cluster leader").is_retryable());
-        assert!(write(429, "Your IP is issuing too many concurrent connections").is_retryable());
-        for said in ["leadership lost while committing log", "rpc error making call: EOF", "anything else"] {
-            assert!(write(500, said).is_indeterminate(), "{said}");
-        }
-        assert!(write(502, "").is_indeterminate() && write(200, "<html>").is_indeterminate());
-        assert!(matches!(write(400, "Missing value"), Error::Backend { .. }));
-    }
-
-    #[test]
-    fn a_read_is_unreachable_where_the_trouble_passes() {
-        let read = |status, said| error(status, said, Effect::Repeatable);
-        assert!(read(500, "leadership lost while committing log").is_retryable());
-        assert!(read(500, "rpc error getting client: failed to get conn").is_retryable());
-        assert!(read(503, "").is_retryable() && read(404, "not here").is_retryable());
-        assert!(matches!(read(500, "Invalid Session TTL"), Error::Backend { .. }));
-    }
-
-    #[test]
-    fn refusals_of_tokens_have_kinds() {
-        let read = |status, said| error(status, said, Effect::Repeatable);
-        assert!(matches!(read(403, "Permission denied"), Error::PermissionDenied { .. }));
-        assert!(matches!(read(403, "ACL not found"), Error::Unauthenticated { .. }));
-        assert!(matches!(read(401, ""), Error::Unauthenticated { .. }));
-    }
-
-    #[test]
-    fn what_a_server_says_is_cut_and_made_printable() {
-        assert_eq!(said(b" a\x00\nb\xff "), "a  b\u{fffd}");
-        assert_eq!(said("é".repeat(900).as_bytes()).chars().count(), 200);
-        assert_eq!(size_limit("Request body(9 bytes) too large, max size: 8 bytes. See x"), Some(8));
-        assert_eq!(size_limit("Transaction contains too many operations (65 > 64)"), None);
-    }
 
     #[test]
     fn a_body_that_was_cut_off_is_noticed() {

@@ -23,7 +23,7 @@ impl Consul {
         if empty {
             self.require(dir, options).await?;
         }
-        let pair = |(key, entry)| Ok(KvPair { key, value: self.value(entry)?, version: version(entry.index) });
+        let pair = |(key, entry)| Ok(KvPair { key, value: self.http.value(entry)?, version: version(entry.index) });
         let items = page.items.into_iter().map(pair).collect::<Result<_>>()?;
         Ok(Page { items, next: page.next })
     }

@@ -11,13 +11,18 @@
 //!   writing large values isn't open to keys with such characters: writing more than 378 KiB to them fails with
 //!   [`Error::Unsupported`], and nothing is written.
 
+mod blocking;
 mod codec;
+mod errors;
 mod http;
+mod hub;
 mod list;
+mod plan;
 mod read;
+mod watch;
 mod write;
 
-use crate::backend::{Backend, Connector, Lease};
+use crate::backend::{Backend, Connector, Lease, Position, Target, Updates};
 use crate::config::{Config, Endpoint};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
@@ -31,6 +36,7 @@ use awc::http::header::HeaderValue;
 use bytes::Bytes;
 use codec::{CreatedSession, Meta, NewSession, Op};
 use http::{Effect, Http, Request, Settings, Transaction};
+use hub::Hub;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -64,7 +70,13 @@ pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
     if config.tls.is_some() {
         return Err(Error::unsupported("TLS needs the crate feature `tls`, which this build doesn't have"));
     }
-    Ok(Arc::new(ConsulConnector { endpoints: config.endpoints.clone(), namespace: config.namespace.clone(), settings }))
+    Ok(Arc::new(ConsulConnector {
+        endpoints: config.endpoints.clone(),
+        namespace: config.namespace.clone(),
+        settings,
+        idle_timeout: config.options.idle_timeout,
+        max_watch_connections: usize::try_from(config.options.max_watch_connections).unwrap_or(usize::MAX),
+    }))
 }
 
 /// The ACL token, as the header's value.
@@ -97,6 +109,16 @@ struct ConsulConnector {
     endpoints: Vec<Endpoint>,
     namespace: Namespace,
     settings: Settings,
+    idle_timeout: Duration,
+    max_watch_connections: usize,
+}
+
+impl ConsulConnector {
+    fn hub(&self, endpoint: &Endpoint, calls: Rc<Http>) -> Rc<Hub> {
+        let (queries, silence) = (self.max_watch_connections, self.idle_timeout);
+        let http = Http::for_watches(queries, silence, endpoint, &self.settings);
+        Hub::new(http, calls, self.namespace.clone(), silence, queries)
+    }
 }
 
 #[async_trait(?Send)]
@@ -106,6 +128,7 @@ impl Connector for ConsulConnector {
             max_value_size: MAX_VALUE_SIZE,
             min_ttl: Duration::from_secs(1),
             max_ttl: SESSION_TTL_MULTIPLIER * (MAX_SESSION_TTL - Duration::from_secs(1)),
+            every_revision: false,
             ..Capabilities::new(BackendKind::Consul)
         }
     }
@@ -117,16 +140,20 @@ impl Connector for ConsulConnector {
     async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>> {
         let endpoint =
             self.endpoints.get(index).ok_or_else(|| Error::backend(format!("there is no endpoint {index}")))?;
-        let http = Http::new(endpoint, &self.settings);
-        let consul = Consul { http, namespace: self.namespace.clone(), reads_only: Cell::new(false) };
+        let http = Rc::new(Http::new(endpoint, &self.settings));
+        let hub = self.hub(endpoint, http.clone());
+        let consul = Consul { http, hub, namespace: self.namespace.clone(), reads_only: Cell::new(false) };
         consul.probe().await?;
         Ok(Rc::new(consul))
     }
 }
 
-/// A session with one agent, which is but a pool of connections: all state is on the servers.
+/// A session with one agent, which is but two pools of connections: all state is on the servers.
 struct Consul {
-    http: Http,
+    /// For calls.
+    http: Rc<Http>,
+    /// For watches, with connections of its own: however many they are, calls don't wait for them.
+    hub: Rc<Hub>,
     namespace: Namespace,
     /// Whether the token was once found to be without the right to write a key.
     reads_only: Cell<bool>,
@@ -255,6 +282,10 @@ fn write_op<'a>(path: &'a str, operation: &'a Operation) -> Op<'a> {
 
 #[async_trait(?Send)]
 impl Backend for Consul {
+    async fn watch(&self, target: &Target, _: Option<&Position>) -> Result<Updates> {
+        self.follow(target).await
+    }
+
     async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
         match self.read(&self.namespace.path(key), consistency).await? {
             Some((value, index)) => Ok(KvPair { key: key.clone(), value, version: version(index) }),

@@ -72,7 +72,7 @@ impl Consul {
         }
         let shown = self.show(path, Extent::Key, consistency).await?;
         let entry: Option<Entry<'_>> = self.only(path, &shown)?;
-        entry.map(|entry| Ok((self.value(&entry)?, entry.index))).transpose()
+        entry.map(|entry| Ok((self.http.value(&entry)?, entry.index))).transpose()
     }
 
     /// The value as it is, without base64. Where one key is asked for, the index of the answer is the key's own, however
@@ -134,7 +134,7 @@ impl Consul {
     }
 
     /// The key at `path`, which alone was asked for.
-    fn only<'a, T: Deserialize<'a>>(&self, path: &str, shown: &'a Shown) -> Result<Option<T>> {
+    pub(super) fn only<'a, T: Deserialize<'a>>(&self, path: &str, shown: &'a Shown) -> Result<Option<T>> {
         match (shown, self.parse(shown)?.into_iter().next()) {
             // A transaction fails where there is no key, and shows nothing where there is one that the token can't see.
             (Shown::Txn(_), None) => {
@@ -144,14 +144,6 @@ impl Consul {
             }
             (_, key) => Ok(key),
         }
-    }
-
-    /// The value of a key that was shown.
-    pub(super) fn value(&self, entry: &Entry<'_>) -> Result<Bytes> {
-        entry.value().map_err(|error| {
-            let reason = format!("{} sent a value of `{}` that isn't base64", self.http.name(), entry.path);
-            Error::backend(reason).with_source(error)
-        })
     }
 }
 

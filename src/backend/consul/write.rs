@@ -3,7 +3,8 @@
 use super::codec::{
     self, MAX_TXN_VALUE, Meta, Op, Refusal, SessionInfo, TTL_SESSION, encode_path, is_printable, nonce,
 };
-use super::http::{Effect, Request, Transaction, size_limit};
+use super::errors::size_limit;
+use super::http::{Effect, Request, Transaction};
 use super::read::Way;
 use super::{Consul, version};
 use crate::error::{Error, Result};

@@ -14,14 +14,13 @@ use crate::types::{BackendKind, Capabilities};
 use async_trait::async_trait;
 use bytes::Bytes;
 use redb::{Database, DatabaseError, ReadableTable, StorageError, TableDefinition, TableHandle, WriteTransaction};
-use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
+use tracing::trace;
 
 /// Path -> revision, expiry as Unix time in milliseconds (0: none), value.
 const ENTRIES: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("entries");
@@ -46,8 +45,7 @@ struct Job {
 /// A session with the file.
 struct Local {
     published: Arc<Published>,
-    /// None once the session is closed.
-    jobs: RefCell<Option<Sender<Job>>>,
+    jobs: Arc<Queue>,
     /// Closed when the writer has closed the file.
     writer: watch::Receiver<()>,
 }
@@ -61,17 +59,13 @@ impl Local {
 
 #[async_trait(?Send)]
 impl Engine for Local {
-    fn published(&self) -> &Published {
+    fn published(&self) -> &Arc<Published> {
         &self.published
     }
 
     async fn submit(&self, command: Command) -> Answer {
         let (answer, wait) = oneshot::channel();
-        let sent = match &*self.jobs.borrow() {
-            Some(jobs) => jobs.send(Job { command, answer }).is_ok(),
-            None => false,
-        };
-        if !sent {
+        if self.jobs.push(Job { command, answer }).is_err() {
             return Err(Error::unreachable("the file is closed after a failure; it is opened again"));
         }
         wait.await.unwrap_or_else(|_| Err(Error::indeterminate("the thread that writes the file ended")))
@@ -87,7 +81,7 @@ impl Engine for Local {
     }
 
     async fn close(&self) -> Result<()> {
-        self.jobs.take();
+        self.jobs.close();
         self.writer_ended().await;
         Ok(())
     }
@@ -119,18 +113,20 @@ impl Connector for LocalConnector {
     }
 
     async fn connect(&self, _: usize) -> Result<Rc<dyn Backend>> {
-        let (jobs, inbox) = channel();
+        let jobs = Arc::<Queue>::default();
         let (opened, wait) = oneshot::channel();
         let (end, ended) = watch::channel(());
         let (published, file) = (Arc::<Published>::default(), self.file.clone());
-        let shared = published.clone();
+        let (shared, inbox) = (published.clone(), jobs.clone());
         let writer = move || {
+            // However this thread ends, nobody may wait for it any more.
+            let inbox = ClosedAtEnd(inbox);
             let store = File::open(&file).and_then(|mut file| Ok((file.load()?, file)));
             match store {
                 Ok((state, file)) => {
-                    *shared.write() = state.clone();
+                    shared.write().state = state.clone();
                     if opened.send(Ok(())).is_ok() {
-                        write(file, state, &shared, &inbox);
+                        write(file, state, &shared, &inbox.0);
                     }
                 }
                 Err(error) => drop(opened.send(Err(error))),
@@ -141,23 +137,23 @@ impl Connector for LocalConnector {
         thread.map_err(|error| Error::unreachable("no thread could be started").with_source(error))?;
         // A thread that is gone without a word panicked, as a damaged file can make the storage engine do.
         wait.await.unwrap_or_else(|_| Err(damaged(&self.file, "its contents make no sense")))?;
-        let engine = Local { published, jobs: RefCell::new(Some(jobs)), writer: ended };
+        let engine = Local { published, jobs, writer: ended };
         Ok(Rc::new(Embedded { kind: BackendKind::Local, namespace: self.namespace.clone(), engine }))
     }
 }
 
 /// The writer's loop, which ends when the session is closed or the file can't be written.
-fn write(mut file: File, mut state: State, published: &Published, inbox: &Receiver<Job>) {
+fn write(mut file: File, mut state: State, published: &Published, inbox: &Queue) {
     let mut pace = Pace::default();
     loop {
-        let Ok(jobs) = next_jobs(inbox, state.next_expiry(), &pace) else { return };
-        let (now, batch) = (Instant::now(), jobs.len());
+        let Ok(jobs) = inbox.next(state.next_expiry(), &pace) else { return };
+        let (now, answered) = (Instant::now(), jobs.len());
         let mut changes = state.due(now);
-        state.apply(changes.clone());
+        changes.iter().cloned().for_each(|change| state.apply(change));
         let mut answers = Vec::with_capacity(jobs.len());
         for Job { command, answer } in jobs {
             let decided = state.decide(&command, now).map(|(made, done)| {
-                state.apply(made.clone());
+                made.iter().cloned().for_each(|change| state.apply(change));
                 changes.extend(made);
                 done
             });
@@ -166,12 +162,10 @@ fn write(mut file: File, mut state: State, published: &Published, inbox: &Receiv
         if let Err(error) = file.commit(&changes, state.revision()) {
             let failed = Error::indeterminate("the file could not be written").with_source(error);
             answers.into_iter().for_each(|(answer, _)| drop(answer.send(Err(failed.clone()))));
-            // Nobody has begun with these.
-            let untouched = || Error::unreachable("the file could not be written; it is opened again");
-            inbox.try_iter().for_each(|job| drop(job.answer.send(Err(untouched()))));
             return;
         }
-        pace = Pace { batch, commit: now.elapsed() };
+        pace = Pace { answered, commit: now.elapsed() };
+        trace!(file = %file.path.display(), commands = answered, took = ?pace.commit, "committed");
         published.write().apply(changes);
         answers.into_iter().for_each(|(answer, decided)| drop(answer.send(Ok(decided))));
     }
@@ -180,34 +174,108 @@ fn write(mut file: File, mut state: State, published: &Published, inbox: &Receiv
 /// The session is over.
 struct Closed;
 
+/// The commands that wait for the writer. It is woken once for a batch, not once for each command.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    enough: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: Vec<Job>,
+    /// How many jobs the writer wants to be woken for; 0 while it is at work.
+    wanted: usize,
+    closed: bool,
+}
+
 /// The batch before, by which the next is gathered.
 #[derive(Default)]
 struct Pace {
-    batch: usize,
+    answered: usize,
     commit: Duration,
 }
 
-/// All commands that wait, once there is one; none when an entry's time is over first.
-///
-/// Callers who were answered together come back together, but not at one instant: without a moment's patience the first to
-/// come back would be committed alone, and all others a whole commit later.
-fn next_jobs(inbox: &Receiver<Job>, expiry: Option<Instant>, pace: &Pace) -> Result<Vec<Job>, Closed> {
-    let first = match expiry {
-        None => inbox.recv().map_err(|_| Closed)?,
-        Some(at) => match inbox.recv_timeout(at.saturating_duration_since(Instant::now())) {
-            Ok(job) => job,
-            Err(RecvTimeoutError::Timeout) => return Ok(Vec::new()),
-            Err(RecvTimeoutError::Disconnected) => return Err(Closed),
-        },
-    };
-    let mut jobs = vec![first];
-    let patience = Instant::now() + pace.commit / 2;
-    while jobs.len() < pace.batch.min(BATCH) {
-        let Ok(job) = inbox.recv_timeout(patience.saturating_duration_since(Instant::now())) else { break };
-        jobs.push(job);
+impl Queue {
+    fn push(&self, job: Job) -> Result<(), Closed> {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return Err(Closed);
+        }
+        waiting.jobs.push(job);
+        if waiting.jobs.len() == waiting.wanted {
+            self.enough.notify_one();
+        }
+        Ok(())
     }
-    jobs.extend(inbox.try_iter().take(BATCH.saturating_sub(jobs.len())));
-    Ok(jobs)
+
+    /// Lets the writer finish what waits and end.
+    fn close(&self) {
+        self.lock().closed = true;
+        self.enough.notify_one();
+    }
+
+    /// All commands that wait, once there is one; none when an entry's time is over first.
+    ///
+    /// Callers who were answered together come back together, but not at one instant: without a moment's patience they would
+    /// fall apart into two groups that wait for each other's commits, each half as large as it could be.
+    fn next(&self, expiry: Option<Instant>, pace: &Pace) -> Result<Vec<Job>, Closed> {
+        let waiting = self.lock();
+        let expected = (waiting.jobs.len() + pace.answered).min(BATCH);
+        let patience = Instant::now() + pace.commit;
+        let mut waiting = self.wait_for(expected, Some(patience), waiting);
+        if waiting.jobs.is_empty() {
+            waiting = self.wait_for(1, expiry, waiting);
+        }
+        if waiting.jobs.is_empty() {
+            return if waiting.closed { Err(Closed) } else { Ok(Vec::new()) };
+        }
+        let rest = waiting.jobs.len().min(BATCH);
+        let rest = waiting.jobs.split_off(rest);
+        Ok(std::mem::replace(&mut waiting.jobs, rest))
+    }
+
+    /// Waits until there are so many jobs, the time has come, or the session is closed.
+    fn wait_for<'a>(
+        &'a self,
+        wanted: usize,
+        until: Option<Instant>,
+        mut waiting: MutexGuard<'a, Waiting>,
+    ) -> MutexGuard<'a, Waiting> {
+        waiting.wanted = wanted;
+        while waiting.jobs.len() < wanted && !waiting.closed {
+            waiting = match until {
+                None => self.enough.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    self.enough.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        waiting.wanted = 0;
+        waiting
+    }
+
+    /// A panic can't leave the jobs half changed.
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The writer's end of the queue.
+struct ClosedAtEnd(Arc<Queue>);
+
+impl Drop for ClosedAtEnd {
+    fn drop(&mut self) {
+        self.0.close();
+        // Nobody has begun with these.
+        let left = std::mem::take(&mut self.0.lock().jobs);
+        let untouched = || Error::unreachable("the file could not be written; it is opened again");
+        left.into_iter().for_each(|job| drop(job.answer.send(Err(untouched()))));
+    }
 }
 
 /// The file.
@@ -233,7 +301,7 @@ impl File {
     fn load(&mut self) -> Result<State> {
         let Stored { revision, entries, expired } = self.read().map_err(|error| damaged(&self.path, error))?;
         let revision = revision + expired.len() as u64;
-        let purged: Vec<Change> = expired.into_iter().map(|path| Change { path, entry: None }).collect();
+        let purged: Vec<Change> = expired.into_iter().map(|path| Change { path, entry: None, revision }).collect();
         self.commit(&purged, revision).map_err(|error| damaged(&self.path, error))?;
         Ok(State::restore(revision, entries))
     }
@@ -265,7 +333,7 @@ impl File {
         let transaction = self.database.begin_write()?;
         {
             let mut entries = transaction.open_table(ENTRIES)?;
-            for Change { path, entry } in changes {
+            for Change { path, entry, .. } in changes {
                 match entry {
                     Some(entry) => {
                         let row = (entry.revision, unix_millis(entry.expires), entry.value.as_ref());
@@ -362,4 +430,112 @@ fn cannot_open(path: &std::path::Path, error: DatabaseError) -> Error {
 fn damaged(path: &std::path::Path, why: impl std::fmt::Display) -> Error {
     let advice = "it is no kvactor store or is damaged; restore it from a backup, or move it away to begin anew";
     Error::backend(format!("`{}` can't be used: {why}; {advice}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redb::StorageBackend;
+    use redb::backends::InMemoryBackend;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    /// A disk that fails when it is told to.
+    #[derive(Debug)]
+    struct Disk {
+        memory: InMemoryBackend,
+        broken: Arc<AtomicBool>,
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> Result<u64, std::io::Error> {
+            self.memory.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
+            self.memory.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
+            self.memory.set_len(len)
+        }
+        fn sync_data(&self) -> Result<(), std::io::Error> {
+            match self.broken.load(SeqCst) {
+                true => Err(std::io::Error::other("the disk is broken")),
+                false => self.memory.sync_data(),
+            }
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
+            self.memory.write(offset, data)
+        }
+    }
+
+    fn put(path: &str) -> (Job, oneshot::Receiver<Answer>) {
+        let (answer, wait) = oneshot::channel();
+        let command = Command::Put { path: path.into(), value: Bytes::from_static(b"v"), ttl: None };
+        (Job { command, answer }, wait)
+    }
+
+    fn push(queue: &Queue, path: &str) -> oneshot::Receiver<Answer> {
+        let (job, wait) = put(path);
+        assert!(queue.push(job).is_ok());
+        wait
+    }
+
+    /// What a failed commit may have made durable is indeterminate, what comes behind it certainly isn't done, and nobody has
+    /// read either.
+    #[tokio::test]
+    async fn a_broken_disk_ends_the_session_and_every_call() {
+        let broken = Arc::new(AtomicBool::new(false));
+        let disk = Disk { memory: InMemoryBackend::new(), broken: broken.clone() };
+        let database = Database::builder().create_with_backend(disk).unwrap();
+        let mut file = File { database, path: "broken".into() };
+        let state = file.load().unwrap();
+        let (published, queue) = (Arc::<Published>::default(), Arc::<Queue>::default());
+        let (end, writer) = watch::channel(());
+        let (shared, inbox) = (published.clone(), ClosedAtEnd(queue.clone()));
+        let thread = std::thread::spawn(move || {
+            write(file, state, &shared, &inbox.0);
+            drop((inbox, end));
+        });
+        let engine = Local { published, jobs: queue.clone(), writer };
+        let fine = engine.submit(put("a").0.command).await.unwrap();
+        assert_eq!(fine, Ok(Done::At(1)));
+        broken.store(true, SeqCst);
+        let lost = push(&queue, "b").await.unwrap();
+        assert!(matches!(lost, Err(Error::Indeterminate { .. })), "{lost:?}");
+        assert!(matches!(engine.failed().await, Error::Unreachable { .. }));
+        let refused = engine.submit(put("c").0.command).await;
+        assert!(matches!(refused, Err(Error::Unreachable { .. })), "{refused:?}");
+        assert!(engine.published().read().state.get("b", Instant::now()).is_none());
+        engine.close().await.unwrap();
+        thread.join().unwrap();
+    }
+
+    /// Whoever waits when the writer ends learns that nothing was done.
+    #[tokio::test]
+    async fn what_the_writer_never_took_is_not_done() {
+        let queue = Arc::<Queue>::default();
+        let waiting = push(&queue, "a");
+        drop(ClosedAtEnd(queue.clone()));
+        let answer = waiting.await.unwrap();
+        assert!(matches!(answer, Err(Error::Unreachable { .. })), "{answer:?}");
+        assert!(queue.push(put("b").0).is_err());
+    }
+
+    #[test]
+    fn the_writer_takes_what_waits_before_it_ends() {
+        let queue = Queue::default();
+        let _answers = (push(&queue, "a"), push(&queue, "b"));
+        queue.close();
+        assert_eq!(queue.next(None, &Pace::default()).map_or(0, |jobs| jobs.len()), 2);
+        assert!(queue.next(None, &Pace::default()).is_err());
+    }
+
+    #[test]
+    fn the_writer_waits_for_those_it_answered_but_not_long() {
+        let queue = Queue::default();
+        let _answer = push(&queue, "a");
+        let pace = Pace { answered: 3, commit: Duration::from_millis(20) };
+        let begun = std::time::Instant::now();
+        assert_eq!(queue.next(None, &pace).map_or(0, |jobs| jobs.len()), 1);
+        assert!(begun.elapsed() >= pace.commit);
+    }
 }

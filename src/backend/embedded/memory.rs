@@ -23,7 +23,7 @@ static STORES: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(M
 /// What all stores of one name share.
 #[derive(Debug, Default)]
 struct Shared {
-    published: Published,
+    published: Arc<Published>,
     /// An entry that goes by itself was written.
     expiry_added: Notify,
 }
@@ -41,10 +41,10 @@ impl Shared {
     }
 
     fn run(&self, command: &Command) -> Result<Done, Refused> {
-        let mut state = self.published.write();
-        let (changes, done) = state.decide(command, Instant::now())?;
+        let mut shown = self.published.write();
+        let (changes, done) = shown.state.decide(command, Instant::now())?;
         let expires = changes.iter().any(|change| change.entry.as_ref().is_some_and(|entry| entry.expires.is_some()));
-        state.apply(changes);
+        shown.apply(changes);
         if expires {
             self.expiry_added.notify_waiters();
         }
@@ -55,13 +55,13 @@ impl Shared {
     async fn purge(self: Arc<Self>) {
         loop {
             let added = self.expiry_added.notified();
-            let next = self.published.read().next_expiry();
+            let next = self.published.read().state.next_expiry();
             tokio::select! {
                 () = added => {}
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                    let mut state = self.published.write();
-                    let due = state.due(Instant::now());
-                    state.apply(due);
+                    let mut shown = self.published.write();
+                    let due = shown.state.due(Instant::now());
+                    shown.apply(due);
                 }
             }
         }
@@ -82,7 +82,7 @@ impl Drop for Memory {
 
 #[async_trait(?Send)]
 impl Engine for Memory {
-    fn published(&self) -> &Published {
+    fn published(&self) -> &Arc<Published> {
         &self.shared.published
     }
 

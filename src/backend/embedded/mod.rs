@@ -5,8 +5,9 @@ pub(super) mod local;
 #[cfg(feature = "memory")]
 pub(super) mod memory;
 mod state;
+mod watch;
 
-use crate::backend::{Backend, Lease};
+use crate::backend::{Backend, Lease, Position, Target, Updates};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::types::{
@@ -15,22 +16,41 @@ use crate::types::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use state::{Command, Done, Entry, Path, Refused, State, Wanted};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use state::{Change, Command, Done, Entry, Path, Refused, State, Wanted};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use tokio::time::Instant;
+use watch::Followers;
 
-/// A state that readers see: what is acknowledged, and on `local` durable.
+/// What readers and watchers see: what is acknowledged, and on `local` durable.
 #[derive(Debug, Default)]
-struct Published(RwLock<State>);
+struct Published(RwLock<Shown>);
+
+/// The state, and who is told of its changes.
+#[derive(Debug, Default)]
+struct Shown {
+    state: State,
+    followers: Followers,
+}
+
+impl Shown {
+    fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            if self.state.is_news(&change) {
+                self.followers.tell(&change);
+            }
+            self.state.apply(change);
+        }
+    }
+}
 
 impl Published {
     /// Changes are applied without a point at which they could panic half way, so a poisoned lock guards a whole state.
-    fn read(&self) -> RwLockReadGuard<'_, State> {
+    fn read(&self) -> RwLockReadGuard<'_, Shown> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
+    fn write(&self) -> RwLockWriteGuard<'_, Shown> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -38,7 +58,7 @@ impl Published {
 /// How the two embedded stores differ: where commands are carried out.
 #[async_trait(?Send)]
 trait Engine: 'static {
-    fn published(&self) -> &Published;
+    fn published(&self) -> &Arc<Published>;
     async fn submit(&self, command: Command) -> Result<Result<Done, Refused>>;
     /// How long a key with this TTL can outlive the process.
     fn outlives_process_by(&self, ttl: Duration) -> Duration;
@@ -88,7 +108,8 @@ impl<E: Engine> Embedded<E> {
     where
         T: HasKey,
     {
-        let (state, now) = (self.engine.published().read(), Instant::now());
+        let (shown, now) = (self.engine.published().read(), Instant::now());
+        let state = &shown.state;
         let prefix = self.namespace.prefix(dir);
         let after = options.after.as_ref().map(|after| self.namespace.path(after));
         let beneath = state.beneath(&prefix, after.as_deref(), options.depth, now);
@@ -96,7 +117,7 @@ impl<E: Engine> Embedded<E> {
         let items: Vec<T> =
             beneath.filter_map(|(path, entry)| Some(item(self.namespace.key(path)?, entry))).take(take).collect();
         if items.is_empty() && options.after.is_none() {
-            self.directory_exists(&state, dir, options.depth, now)?;
+            self.directory_exists(state, dir, options.depth, now)?;
         }
         Ok(Page::cut(items, options.limit, false, HasKey::key))
     }
@@ -142,13 +163,13 @@ impl HasKey for KvPair {
 #[async_trait(?Send)]
 impl<E: Engine> Backend for Embedded<E> {
     async fn get(&self, key: &Key, _: Consistency) -> Result<KvPair> {
-        let state = self.engine.published().read();
-        let entry = state.get(&self.path(key), Instant::now()).ok_or_else(|| Error::key_not_found(key))?;
+        let shown = self.engine.published().read();
+        let entry = shown.state.get(&self.path(key), Instant::now()).ok_or_else(|| Error::key_not_found(key))?;
         Ok(KvPair { key: key.clone(), value: entry.value.clone(), version: self.version(entry.revision) })
     }
 
     async fn exists(&self, key: &Key, _: Consistency) -> Result<bool> {
-        Ok(self.engine.published().read().get(&self.path(key), Instant::now()).is_some())
+        Ok(self.engine.published().read().state.get(&self.path(key), Instant::now()).is_some())
     }
 
     async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
@@ -205,8 +226,8 @@ impl<E: Engine> Backend for Embedded<E> {
         let prefix = self.namespace.prefix(dir);
         match self.submit(dir, Command::DeleteTree { prefix }).await? {
             Done::Removed(0) => {
-                let (state, now) = (self.engine.published().read(), Instant::now());
-                self.directory_exists(&state, dir, Depth::Recursive, now).map(|()| 0)
+                let (shown, now) = (self.engine.published().read(), Instant::now());
+                self.directory_exists(&shown.state, dir, Depth::Recursive, now).map(|()| 0)
             }
             Done::Removed(removed) | Done::At(removed) => Ok(removed),
         }
@@ -242,6 +263,10 @@ impl<E: Engine> Backend for Embedded<E> {
             Operation::Delete { .. } => OperationResult::Deleted,
         });
         Ok(TxnOutcome::Committed(results.collect()))
+    }
+
+    async fn watch(&self, target: &Target, _: Option<&Position>) -> Result<Updates> {
+        Ok(watch::updates(self.kind, self.namespace.clone(), self.engine.published().clone(), target))
     }
 
     async fn disrupted(&self) -> Error {

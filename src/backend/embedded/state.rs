@@ -29,6 +29,8 @@ pub(super) struct Entry {
 pub(super) struct Change {
     pub(super) path: Path,
     pub(super) entry: Option<Entry>,
+    /// The revision of the change, which all changes of one command share.
+    pub(super) revision: u64,
 }
 
 /// A write.
@@ -115,7 +117,8 @@ impl State {
     #[cfg(feature = "local")]
     pub(super) fn restore(revision: u64, entries: impl IntoIterator<Item = (Path, Entry)>) -> Self {
         let mut state = State { revision, ..State::default() };
-        state.apply(entries.into_iter().map(|(path, entry)| Change { path, entry: Some(entry) }).collect());
+        let restored = entries.into_iter().map(|(path, entry)| Change { path, revision, entry: Some(entry) });
+        restored.for_each(|change| state.apply(change));
         state
     }
 
@@ -156,8 +159,8 @@ impl State {
 
     /// The deletions that are due, each at a revision of its own.
     pub(super) fn due(&self, now: Instant) -> Vec<Change> {
-        let due = self.expiries.iter().take_while(|(at, _)| *at <= now);
-        due.map(|(_, path)| Change { path: path.clone(), entry: None }).collect()
+        let due = self.expiries.iter().take_while(|(at, _)| *at <= now).zip(self.revision + 1..);
+        due.map(|((_, path), revision)| Change { path: path.clone(), entry: None, revision }).collect()
     }
 
     /// What `command` comes to, without doing it.
@@ -166,25 +169,25 @@ impl State {
         let entry = |value: &Bytes, expires| Some(Entry { value: value.clone(), revision: next, expires });
         match command {
             Command::Put { path, value, ttl } => {
-                one(path, entry(value, ttl.map(|ttl| expiry(now, ttl))), Done::At(next))
+                one(path, entry(value, ttl.map(|ttl| expiry(now, ttl))), next, Done::At(next))
             }
             Command::AtomicPut { path, value, expected } => {
                 self.demand(path, *expected, now)?;
-                one(path, entry(value, None), Done::At(next))
+                one(path, entry(value, None), next, Done::At(next))
             }
             Command::Delete { path } => {
                 self.demand(path, Wanted::Present, now)?;
-                one(path, None, Done::Removed(1))
+                one(path, None, next, Done::Removed(1))
             }
             Command::AtomicDelete { path, revision } | Command::Expire { path, revision } => {
                 self.demand(path, Wanted::Revision(*revision), now)?;
-                one(path, None, Done::Removed(1))
+                one(path, None, next, Done::Removed(1))
             }
             Command::Renew { path, revision, ttl } => {
                 self.demand(path, Wanted::Revision(*revision), now)?;
                 let renewed =
                     self.get(path, now).map(|entry| Entry { expires: Some(expiry(now, *ttl)), ..entry.clone() });
-                one(path, renewed, Done::At(*revision))
+                one(path, renewed, *revision, Done::At(*revision))
             }
             Command::DeleteTree { prefix } => Ok(self.decide_delete_tree(prefix, now)),
             Command::Txn { checks, operations } => {
@@ -194,6 +197,7 @@ impl State {
                 let changes = operations.iter().map(|(path, value)| Change {
                     path: path.clone(),
                     entry: value.as_ref().and_then(|value| entry(value, None)),
+                    revision: next,
                 });
                 Ok((changes.collect(), Done::At(next)))
             }
@@ -202,7 +206,8 @@ impl State {
 
     fn decide_delete_tree(&self, prefix: &str, now: Instant) -> (Vec<Change>, Done) {
         let gone = self.beneath(prefix, None, Depth::Recursive, now);
-        let changes: Vec<Change> = gone.map(|(path, _)| Change { path: path.clone(), entry: None }).collect();
+        let revision = self.revision + 1;
+        let changes: Vec<Change> = gone.map(|(path, _)| Change { path: path.clone(), entry: None, revision }).collect();
         let removed = changes.len() as u64;
         (changes, Done::Removed(removed))
     }
@@ -217,20 +222,21 @@ impl State {
         }
     }
 
-    /// Makes the changes of one decision.
-    pub(super) fn apply(&mut self, changes: Vec<Change>) {
-        for Change { path, entry } in changes {
-            self.revision = match &entry {
-                Some(entry) => self.revision.max(entry.revision),
-                // A deletion is a change too: what is written next must differ from what was before.
-                None => self.revision + 1,
-            };
-            self.schedule(&path, entry.as_ref());
-            match entry {
-                Some(entry) => self.entries.insert(path, entry),
-                None => self.entries.remove(&path),
-            };
-        }
+    /// Whether the change is one to others: more time for an entry isn't, nor is the deletion of what isn't there.
+    pub(super) fn is_news(&self, change: &Change) -> bool {
+        let before = self.entries.get(&change.path).map(|entry| entry.revision);
+        before != change.entry.as_ref().map(|entry| entry.revision)
+    }
+
+    /// Makes a change.
+    pub(super) fn apply(&mut self, change: Change) {
+        let Change { path, entry, revision } = change;
+        self.revision = self.revision.max(revision);
+        self.schedule(&path, entry.as_ref());
+        match entry {
+            Some(entry) => self.entries.insert(path, entry),
+            None => self.entries.remove(&path),
+        };
     }
 
     fn schedule(&mut self, path: &Path, entry: Option<&Entry>) {
@@ -253,8 +259,8 @@ fn expiry(now: Instant, ttl: Duration) -> Instant {
     now + ttl + TTL_RESERVE
 }
 
-fn one(path: &Path, entry: Option<Entry>, done: Done) -> Decision {
-    Ok((vec![Change { path: path.clone(), entry }], done))
+fn one(path: &Path, entry: Option<Entry>, revision: u64, done: Done) -> Decision {
+    Ok((vec![Change { path: path.clone(), entry, revision }], done))
 }
 
 #[cfg(test)]
@@ -269,7 +275,7 @@ mod tests {
 
     fn run(state: &mut State, command: &Command, now: Instant) -> Result<Done, Refused> {
         let (changes, done) = state.decide(command, now)?;
-        state.apply(changes);
+        changes.into_iter().for_each(|change| state.apply(change));
         Ok(done)
     }
 
@@ -295,7 +301,7 @@ mod tests {
         assert_eq!(run(&mut state, &Command::Delete { path: "k".into() }, later), Err(Refused::NotFound));
         let due = state.due(later);
         assert_eq!(due.len(), 1);
-        state.apply(due);
+        due.into_iter().for_each(|change| state.apply(change));
         assert_eq!(state.next_expiry(), None);
     }
 
@@ -317,6 +323,30 @@ mod tests {
         };
         assert_eq!(run(&mut state, &txn, now), Err(Refused::Check(1)));
         assert!(state.get("a", now).is_some());
+    }
+
+    #[test]
+    fn all_changes_of_one_command_share_its_revision() {
+        let (mut state, now) = (State::default(), Instant::now());
+        for path in ["d/a", "d/b", "d/c"] {
+            run(&mut state, &put(path, "", None), now).unwrap();
+        }
+        let operations = vec![("d/a".into(), None), ("d/b".into(), Some(Bytes::new())), ("d/d".into(), None)];
+        let txn = Command::Txn { checks: Vec::new(), operations };
+        assert_eq!(run(&mut state, &txn, now), Ok(Done::At(4)));
+        assert_eq!(run(&mut state, &Command::DeleteTree { prefix: "d/".into() }, now), Ok(Done::Removed(2)));
+        assert_eq!(run(&mut state, &put("d/a", "", None), now), Ok(Done::At(6)));
+    }
+
+    #[test]
+    fn more_time_is_no_news_nor_is_the_deletion_of_nothing() {
+        let (mut state, now) = (State::default(), Instant::now());
+        run(&mut state, &put("k", "v", Some(TTL)), now).unwrap();
+        let news = |command| state.decide(&command, now).unwrap().0.iter().any(|change| state.is_news(change));
+        assert!(!news(Command::Renew { path: "k".into(), revision: 1, ttl: TTL }));
+        assert!(!news(Command::Txn { checks: Vec::new(), operations: vec![("gone".into(), None)] }));
+        assert!(news(put("k", "v", None)));
+        assert!(news(Command::Delete { path: "k".into() }));
     }
 
     #[test]

@@ -3,15 +3,20 @@
 //! Every call is one request while all goes well. A key's version is the revision at which it was last changed, which no
 //! other change of the cluster shares.
 
+mod events;
+mod history;
+mod hub;
 mod kv;
 mod lease;
+mod pulse;
 mod range;
 mod sentinel;
 mod session;
 mod status;
 mod transport;
+mod watch;
 
-use crate::backend::{Backend, Connector, Lease};
+use crate::backend::{Backend, Connector, Lease, Position, Target, Updates};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
@@ -20,10 +25,12 @@ use crate::types::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use history::Chronicle;
 use session::Session;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use watch::Watches;
 
 /// The largest value that fits into a request, which etcd limits to 1.5 MiB by default: a transaction names its key three
 /// times over, and a key has up to 1,025 bytes together with its namespace.
@@ -42,12 +49,13 @@ pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
     for server in &servers {
         transport::endpoint(config, server)?;
     }
-    Ok(Arc::new(EtcdConnector { config: config.clone(), servers }))
+    Ok(Arc::new(EtcdConnector { config: config.clone(), servers, chronicle: Arc::default() }))
 }
 
 struct EtcdConnector {
     config: Config,
     servers: Vec<String>,
+    chronicle: Arc<Chronicle>,
 }
 
 #[async_trait(?Send)]
@@ -66,7 +74,7 @@ impl Connector for EtcdConnector {
         let endpoint = transport::endpoint(&self.config, server)?;
         let Config { namespace, credentials, .. } = self.config.clone();
         match Session::open(&endpoint, server.clone(), namespace, credentials).await {
-            Ok(session) => Ok(Rc::new(session)),
+            Ok(session) => Ok(Rc::new(self.driver(session))),
             // Whatever else a server says to the first question, another one or another time may do better.
             Err(error @ (Error::Backend { .. } | Error::Indeterminate { .. })) => Err(no_etcd(server, error)),
             Err(error) if status::is_broken_connection(&error) => Err(self.hung_up(error)),
@@ -76,6 +84,12 @@ impl Connector for EtcdConnector {
 }
 
 impl EtcdConnector {
+    fn driver(&self, session: Session) -> Driver {
+        let session = Rc::new(session);
+        let watches = Watches::new(session.clone(), self.chronicle.clone(), self.config.options.idle_timeout);
+        Driver { session, watches: Rc::new(watches) }
+    }
+
     /// The server took the connection and let it go before it answered. Many do so where TLS is amiss, and the alert that
     /// says more than that may be lost.
     fn hung_up(&self, error: Error) -> Error {
@@ -97,65 +111,75 @@ fn no_etcd(server: &str, error: Error) -> Error {
     Error::unreachable(reason).with_source(error)
 }
 
+/// A session, and its watches.
+struct Driver {
+    session: Rc<Session>,
+    watches: Rc<Watches>,
+}
+
 #[async_trait(?Send)]
-impl Backend for Session {
+impl Backend for Driver {
     async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
-        kv::get(self, key, consistency).await
+        kv::get(&self.session, key, consistency).await
     }
 
     async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool> {
-        kv::exists(self, key, consistency).await
+        kv::exists(&self.session, key, consistency).await
     }
 
     async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
-        kv::put(self, key, value, 0).await
+        kv::put(&self.session, key, value, 0).await
     }
 
     async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
-        lease::put(self, key, value, ttl).await
+        lease::put(&self.session, key, value, ttl).await
     }
 
     async fn renew(&self, lease: &Lease) -> Result<()> {
-        lease::renew(self, lease).await
+        lease::renew(&self.session, lease).await
     }
 
     async fn expire(&self, lease: &Lease) -> Result<()> {
-        lease::expire(self, lease).await
+        lease::expire(&self.session, lease).await
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
-        kv::delete(self, key).await
+        kv::delete(&self.session, key).await
     }
 
     async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
-        range::list(self, dir, options).await
+        range::list(&self.session, dir, options).await
     }
 
     async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
-        range::list_keys(self, dir, options).await
+        range::list_keys(&self.session, dir, options).await
     }
 
     async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
-        range::delete_tree(self, dir).await
+        range::delete_tree(&self.session, dir).await
     }
 
     async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
-        kv::atomic_put(self, key, value, expected).await
+        kv::atomic_put(&self.session, key, value, expected).await
     }
 
     async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
-        kv::atomic_delete(self, key, version).await
+        kv::atomic_delete(&self.session, key, version).await
     }
 
     async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
-        kv::txn(self, checks, operations).await
+        kv::txn(&self.session, checks, operations).await
+    }
+
+    async fn watch(&self, target: &Target, after: Option<&Position>) -> Result<Updates> {
+        Ok(self.watches.clone().follow(target, after))
     }
 
     async fn disrupted(&self) -> Error {
-        self.broken().await
+        self.session.broken().await
     }
 
     async fn recover(&self) -> Result<()> {
-        self.prove().await
+        self.session.prove().await
     }
 }

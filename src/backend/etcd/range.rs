@@ -6,6 +6,7 @@ use super::status::Effect;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{Consistency, Depth, KvPair, ListOptions, Page};
+use etcd_client::proto::PbKeyValue;
 use etcd_client::{DeleteOptions, GetResponse, KeyValue};
 
 /// Most keys to ask for at once with their values. As many of the largest values stay below gRPC's limit of 2 GiB.
@@ -37,6 +38,24 @@ pub(super) async fn delete_tree(session: &Session, dir: &Dir) -> Result<u64> {
     }
 }
 
+/// All that is in the range at one moment, and the revision of it.
+pub(super) async fn snapshot(session: &Session, mut range: Range) -> Result<(Vec<PbKeyValue>, i64)> {
+    let mut pager = Pager::new(Content::Pairs, usize::MAX);
+    let mut at = At { revision: 0, consistency: Consistency::Linearizable };
+    let mut entries = Vec::new();
+    loop {
+        let mut answer = read(session, &range, at, Content::Pairs, pager.page).await?;
+        at = at.pinned(session, &answer)?;
+        pager.adapt(&answer);
+        let next = answer.kvs().last().filter(|_| answer.more()).map(|last| behind(last.key()));
+        entries.extend(answer.take_kvs().into_iter().map(|found| found.0));
+        match next {
+            Some(next) => range.skip_to(next),
+            None => return Ok((entries, at.revision)),
+        }
+    }
+}
+
 /// What to read of each key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
@@ -61,6 +80,15 @@ struct At {
 }
 
 impl At {
+    /// The revision of the first answer. Later ones name the server's latest, not the one that they are of.
+    fn pinned(self, session: &Session, answer: &GetResponse) -> Result<Self> {
+        let revision = match self.revision {
+            0 => answer.header().map(|header| header.revision()).ok_or_else(|| session.senseless(Effect::Read))?,
+            revision => revision,
+        };
+        Ok(At { revision, ..self })
+    }
+
     fn options(self) -> etcd_client::GetOptions {
         match self.revision {
             0 => reading(self.consistency),
@@ -92,7 +120,7 @@ async fn scan<T>(
     let mut anything = false;
     while !range.is_empty() {
         let mut answer = read(session, &range, at, content, pager.page).await?;
-        at.revision = answer.header().map(|header| header.revision()).ok_or_else(|| session.senseless(Effect::Read))?;
+        at = at.pinned(session, &answer)?;
         pager.adapt(&answer);
         let next = answer.kvs().last().filter(|_| answer.more()).map(|last| next(last.key(), &prefix, options.depth));
         for found in answer.take_kvs() {
@@ -136,7 +164,7 @@ async fn require(session: &Session, dir: &Dir, at: At) -> Result<()> {
 
 /// A range of etcd's keys: from `start` on and below `end`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Range {
+pub(super) struct Range {
     start: Vec<u8>,
     end: Vec<u8>,
 }
@@ -145,8 +173,21 @@ struct Range {
 const EDGE: &[u8] = b"\0";
 
 impl Range {
+    /// One key; no end is etcd's sign of that.
+    pub(super) fn one(path: Vec<u8>) -> Self {
+        Range { start: path, end: Vec::new() }
+    }
+
+    pub(super) fn start(&self) -> &[u8] {
+        &self.start
+    }
+
+    pub(super) fn end(&self) -> &[u8] {
+        &self.end
+    }
+
     /// All keys that start with `prefix`, which ends in a slash or is empty.
-    fn beneath(prefix: Vec<u8>) -> Self {
+    pub(super) fn beneath(prefix: Vec<u8>) -> Self {
         match prefix.strip_suffix(b"/") {
             Some(dir) => Range { end: past(dir), start: prefix },
             None => Range { start: EDGE.to_vec(), end: EDGE.to_vec() },

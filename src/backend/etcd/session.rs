@@ -8,7 +8,7 @@ use crate::key::{Dir, Key, Namespace};
 use crate::types::{BackendKind, Consistency, Version};
 use etcd_client::{
     Channel, Client, ConnectOptions, Error as ClientError, GetOptions, KvClient, LeaseClient, ResponseHeader,
-    WatchFilterType, WatchOptions,
+    WatchFilterType, WatchOptions, WatchStream,
 };
 use std::cell::Cell;
 use tokio::sync::Mutex;
@@ -64,9 +64,8 @@ impl Session {
     /// Proves that the server answers, belongs to a working quorum and takes our credentials; from then on
     /// [`broken`](Session::broken) watches the connection.
     pub(super) async fn prove(&self) -> Result<()> {
-        // No key that we can be asked for ends in a slash, and whoever may use the namespace may use this one.
-        let key = self.namespace.dir().to_string() + "/";
-        let read = async || self.kv().get(key.as_str(), Some(GetOptions::new().with_count_only())).await;
+        let key = self.guard();
+        let read = async || self.kv().get(key.as_slice(), Some(GetOptions::new().with_count_only())).await;
         match self.read(read).await {
             Ok(_) => {}
             // Told after the quorum was asked: the link is as good as it can be for this user.
@@ -74,7 +73,7 @@ impl Session {
             Err(error) => return Err(error),
         }
         let silent = || WatchOptions::new().with_filters([WatchFilterType::NoPut, WatchFilterType::NoDelete]);
-        let watch = async || self.client.watch_client().watch(key.as_str(), Some(silent())).await;
+        let watch = async || self.client.watch_client().watch(key.as_slice(), Some(silent())).await;
         self.sentinel.arm(self.read(watch).await?);
         Ok(())
     }
@@ -83,8 +82,18 @@ impl Session {
     pub(super) async fn broken(&self) -> Error {
         match self.sentinel.ended().await {
             Some(failure) => self.error(failure, Effect::Read),
-            None => Error::unreachable(format!("etcd at {} ended the connection", self.server)),
+            None => self.hung_up(),
         }
+    }
+
+    /// The error for a stream that the server has ended.
+    pub(super) fn hung_up(&self) -> Error {
+        Error::unreachable(format!("etcd at {} ended the connection", self.server))
+    }
+
+    /// The error for a server that says nothing.
+    pub(super) fn silent(&self) -> Error {
+        Error::unreachable(format!("etcd at {} says nothing any more (`idle_timeout`)", self.server))
     }
 
     /// A call that changes nothing. `send` makes the request; it is asked again where the token has to be renewed.
@@ -100,7 +109,7 @@ impl Session {
     /// Sends a request, and once more with a new token where the server says that ours is no good: it says so before it
     /// changes anything. The outer error is that of fetching the token.
     pub(super) async fn call<T>(&self, send: impl AsyncFn() -> Answer<T>) -> Result<Answer<T>> {
-        let proofs = self.identity.as_ref().map_or(0, |identity| identity.proofs.get());
+        let proofs = self.proofs();
         match send().await {
             Err(failure) if self.identity.is_some() && status::wants_new_token(&failure) => {
                 self.authenticate(proofs).await?;
@@ -108,6 +117,41 @@ impl Session {
             }
             answer => Ok(answer),
         }
+    }
+
+    /// Work of several requests, done once more with a new token where it finds ours to be no good.
+    pub(super) async fn authenticated<T>(&self, work: impl AsyncFn() -> Result<T>) -> Result<T> {
+        let proofs = self.proofs();
+        match work().await {
+            Err(Error::Unauthenticated { .. }) if self.identity.is_some() => {
+                self.authenticate(proofs).await?;
+                work().await
+            }
+            done => done,
+        }
+    }
+
+    /// What a read of a past revision finds; none where the server hasn't got that revision, or not for us.
+    pub(super) async fn past<T>(&self, send: impl AsyncFn() -> Answer<T>) -> Result<Option<T>> {
+        match self.call(send).await? {
+            Ok(found) => Ok(Some(found)),
+            Err(failure) if status::is_revision_missing(&failure) => Ok(None),
+            Err(failure) => match self.error(failure, Effect::Read) {
+                Error::PermissionDenied { .. } => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Opens a stream of watches, with a first one.
+    pub(super) async fn watch(&self, options: WatchOptions) -> Result<WatchStream> {
+        let mut client = self.client.watch_client().max_decoding_message_size(MAX_ANSWER);
+        client.watch(self.guard(), Some(options)).await.map_err(|failure| self.error(failure, Effect::Read))
+    }
+
+    /// How often we have proved who we are.
+    fn proofs(&self) -> u64 {
+        self.identity.as_ref().map_or(0, |identity| identity.proofs.get())
     }
 
     /// Fetches a token, unless somebody else did since there were `seen` proofs.
@@ -137,6 +181,12 @@ impl Session {
     /// A client of one's own for one call.
     pub(super) fn leases(&self) -> LeaseClient {
         self.client.lease_client()
+    }
+
+    /// A key to ask about for the sake of asking: none that we can be asked for ends in a slash, and whoever may use the
+    /// namespace may use this one.
+    pub(super) fn guard(&self) -> Vec<u8> {
+        (self.namespace.dir().to_string() + "/").into_bytes()
     }
 
     /// The server's name for `key`.

@@ -88,6 +88,24 @@ pub(super) fn is_auth_disabled(failure: &ClientError) -> bool {
         if status.source().is_none() && status.message().contains("authentication is not enabled"))
 }
 
+/// Whether the failure says that the server hasn't got the revision asked for: it has forgotten it, or never came so far.
+pub(super) fn is_revision_missing(failure: &ClientError) -> bool {
+    matches!(failure, ClientError::GRpcStatus(status) if status.source().is_none() && status.code() == Code::OutOfRange)
+}
+
+/// The failure of a watch that the server ended or didn't begin, of which it tells in words only.
+pub(super) fn cancelled(reason: &str) -> ClientError {
+    let words = reason.rsplit_once("desc = ").map_or(reason, |(_, words)| words);
+    let code = match words {
+        _ if words.contains("permission denied") => Code::PermissionDenied,
+        _ if words.contains("invalid auth token") => Code::Unauthenticated,
+        _ if UNAUTHENTICATED.iter().any(|text| words.contains(text)) => Code::InvalidArgument,
+        _ => Code::Unavailable,
+    };
+    let words = if words.is_empty() { "the watch was cancelled" } else { words };
+    ClientError::GRpcStatus(Status::new(code, words))
+}
+
 /// Whether the failure says that a lease is over.
 pub(super) fn is_lease_gone(failure: &ClientError) -> bool {
     match failure {
@@ -256,6 +274,19 @@ mod tests {
         assert!(renew(Status::invalid_argument("etcdserver: revision of auth store is old")));
         assert!(!renew(Status::invalid_argument("etcdserver: duplicate key given in txn request")));
         assert!(!renew(Status::permission_denied("etcdserver: permission denied")));
+    }
+
+    #[test]
+    fn a_cancelled_watch_says_why_in_words() {
+        let of = |reason| error(cancelled(reason), Effect::Read, "h:1");
+        let denied = of("rpc error: code = PermissionDenied desc = etcdserver: permission denied");
+        assert!(matches!(denied, Error::PermissionDenied { .. }), "{denied}");
+        for token in ["etcdserver: invalid auth token", "etcdserver: user name is empty", OLD_AUTH_REVISION] {
+            assert!(matches!(of(token), Error::Unauthenticated { .. }), "{token}");
+        }
+        for passing in ["", "etcdserver: no leader", "mvcc: watcher range is empty"] {
+            assert!(of(passing).is_retryable(), "{passing}");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use tonic::transport::Endpoint;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(6);
 /// A connection that gives none within so long is given up: 9 s after the last sign, that is.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How soon that shows at the latest, whatever is on the connection.
+pub(super) const NOTICED_WITHIN: Duration = KEEP_ALIVE_INTERVAL.saturating_add(KEEP_ALIVE_TIMEOUT);
 /// How much of an answer, and of all answers together, may be on its way: more than the largest value.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;

@@ -52,6 +52,7 @@ impl Connector for Ensemble {
         capabilities.atomic_delete_tree = false;
         capabilities.ttl_on_directories = false;
         capabilities.exact_versions = false;
+        capabilities.every_revision = false;
         capabilities
     }
 

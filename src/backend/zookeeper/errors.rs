@@ -23,6 +23,14 @@ pub(super) fn of_write(servers: &str, failure: Failure) -> Error {
     error.with_source(failure)
 }
 
+/// The error of a watch that can't be armed.
+pub(super) fn of_watch(servers: &str, failure: Failure) -> Error {
+    match failure {
+        Failure::Unimplemented => Error::unsupported(format!("{servers} can't watch: it takes ZooKeeper 3.6 or newer")),
+        failure => of_read(servers, failure),
+    }
+}
+
 /// The error of an attempt to open a session.
 pub(super) fn of_connect(servers: &str, failure: Failure) -> Error {
     let error = match &failure {

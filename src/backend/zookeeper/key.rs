@@ -10,6 +10,11 @@ use zookeeper_client::{CreateMode, Error as Failure, Stat};
 
 impl Session {
     pub(super) async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
+        self.read(key, consistency).await?.ok_or_else(|| Error::key_not_found(key))
+    }
+
+    /// The key, if it exists.
+    pub(super) async fn read(&self, key: &Key, consistency: Consistency) -> Result<Option<KvPair>> {
         let path = self.paths.key(key);
         let synced = self.synced(consistency, &path);
         let read = self.client.get_data(&path);
@@ -17,9 +22,9 @@ impl Session {
         synced?;
         match read {
             Ok((data, stat)) if Node::of(stat, &data).is_key() => {
-                Ok(KvPair { key: key.clone(), value: node::decode(data), version: node::version(&stat) })
+                Ok(Some(KvPair { key: key.clone(), value: node::decode(data), version: node::version(&stat) }))
             }
-            Ok(_) | Err(Failure::NoNode) => Err(Error::key_not_found(key)),
+            Ok(_) | Err(Failure::NoNode) => Ok(None),
             Err(failure) => Err(self.read_error(failure)),
         }
     }

@@ -4,6 +4,7 @@
 //! - `path` and `node`: how a key becomes a znode, and which znodes are keys.
 //! - `session`: the steps that calls are made of; `batch`: several of them at one moment.
 //! - `key`, `walk` and `tree`, `lease`, `txn`: the calls.
+//! - `watch`: following a target; `inbox`: what was heard of it; `hub`: what the server is asked to tell.
 //! - `doubt`: what becomes of leased writes whose answer was lost.
 //! - `errors`: what failures mean.
 
@@ -11,6 +12,8 @@ mod batch;
 mod connect;
 mod doubt;
 mod errors;
+mod hub;
+mod inbox;
 mod key;
 mod lease;
 mod node;
@@ -20,11 +23,13 @@ mod tls;
 mod tree;
 mod txn;
 mod walk;
+mod watch;
 
 pub(crate) use connect::connector;
 
+use self::hub::Hub;
 use self::session::Session;
-use crate::backend::{Backend, Lease};
+use crate::backend::{Backend, Lease, Position, Target, Updates};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version};
@@ -39,6 +44,7 @@ use zookeeper_client::{SessionState, StateWatcher};
 struct ZooKeeper {
     /// Calls hold it too while they last. None: closed.
     session: RefCell<Option<Rc<Session>>>,
+    hub: Rc<Hub>,
     state: StateWatcher,
     /// The server's name for the session.
     id: String,
@@ -52,6 +58,7 @@ impl ZooKeeper {
             id: session.client.session_id().to_string(),
             servers: session.servers.clone(),
             session: RefCell::new(Some(Rc::new(session))),
+            hub: Hub::new(),
         }
     }
 
@@ -134,6 +141,11 @@ impl Backend for ZooKeeper {
         self.session()?.txn(checks, operations).await
     }
 
+    /// ZooKeeper keeps no history to follow from a position on.
+    async fn watch(&self, target: &Target, _after: Option<&Position>) -> Result<Updates> {
+        watch::follow(self.session()?, &self.hub, target).await
+    }
+
     async fn disrupted(&self) -> Error {
         let state = self.state_that(|state| state != SessionState::SyncConnected).await;
         errors::of_state(&self.servers, state)
@@ -152,6 +164,7 @@ impl Backend for ZooKeeper {
 
     /// The session ends when its last user lets go of it; the server has then removed its ephemeral znodes.
     async fn close(&self) -> Result<()> {
+        self.hub.fail_all(&Error::Closed);
         drop(self.session.take());
         self.state_that(is_final).await;
         Ok(())

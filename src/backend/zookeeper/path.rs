@@ -49,6 +49,15 @@ impl Paths {
         Key::parse(&path).ok().filter(|key| key.as_str() == path)
     }
 
+    /// The key of the znode at `path`, or none where that is no key of ours.
+    pub(super) fn read(&self, path: &str) -> Option<Key> {
+        let inside = path.strip_prefix(self.root.trim_end_matches('/'))?.strip_prefix('/')?;
+        let name = decode(inside)?;
+        let key = Key::parse(&name).ok().filter(|key| key.as_str() == name)?;
+        let reserved = self.namespace.is_root() && key.first_segment() == "zookeeper";
+        (!reserved).then_some(key)
+    }
+
     /// The znode above `path`, if it is strictly beneath the namespace: one that this store may remove.
     pub(super) fn directory_of<'p>(&self, path: &'p str) -> Option<&'p str> {
         let (parent, _) = path.rsplit_once('/')?;
@@ -126,6 +135,18 @@ mod tests {
         }
         assert_eq!(paths.dir(&Dir::root()), "/app");
         assert_eq!(in_namespace("").dir(&Dir::root()), "/");
+    }
+
+    #[test]
+    fn znodes_elsewhere_and_of_other_programs_are_no_keys() {
+        let paths = in_namespace("app");
+        for path in ["/", "/app", "/application/x", "/other", "/app/%u{1f600}", "/app/%u{2F}", "/app/a%u{1F/600}"] {
+            assert_eq!(paths.read(path), None, "{path}");
+        }
+        assert_eq!(in_namespace("").read("/a/zookeeper"), Some(Key::parse("a/zookeeper").unwrap()));
+        for path in ["/", "/zookeeper", "/zookeeper/quota"] {
+            assert_eq!(in_namespace("").read(path), None, "{path}");
+        }
     }
 
     #[test]
