@@ -1,14 +1,10 @@
-//! The watches that a session holds on the server, shared by all who follow something.
-//!
-//! The server keeps one persistent watch for each path, in the mode asked for last; and removing a watch removes it for the
-//! whole session. So there is one [`Arm`] for each path, however many follow the key or the directory there: its mode is
-//! the furthest that one of them needs, and where that changes it is armed anew. Only followers of the key itself outlast
-//! such a change - the others are why it changes -, and they read again.
+//! All who follow something in a session, and the watches that serve them: one for each path, however many follow the key
+//! or the directory there.
 //!
 //! After a reconnection nothing is armed on the server any more, and what happened meanwhile was told to nobody: with the
 //! first word of a change of the session every follower fails. They come back when the link is up.
 
-use super::errors;
+use super::arm::{Arm, Keeper, Reach, User};
 use super::inbox::Inbox;
 use super::path;
 use super::session::Session;
@@ -20,7 +16,6 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, spawn_local};
-use zookeeper_client::{AddWatchMode, Error as Failure, EventType, PersistentWatcher, SessionState};
 
 /// How many requests for one znode all watches together have on their way.
 const REQUESTS: usize = 64;
@@ -32,29 +27,6 @@ const WALKS: usize = 2;
 /// sends the paths in several requests of one number, and takes the second answer for an error. What doesn't fit is watched
 /// by one watch of the whole namespace.
 const MAX_PATH_BYTES: usize = 64 * 1024;
-
-/// How far a watch reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Reach {
-    Node,
-    Tree,
-}
-
-impl Reach {
-    fn of(target: &Target) -> Self {
-        match target {
-            Target::Key(_) => Reach::Node,
-            Target::Tree(_) => Reach::Tree,
-        }
-    }
-
-    fn mode(self) -> AddWatchMode {
-        match self {
-            Reach::Node => AddWatchMode::Persistent,
-            Reach::Tree => AddWatchMode::PersistentRecursive,
-        }
-    }
-}
 
 /// All watches of a session.
 pub(super) struct Hub {
@@ -75,25 +47,6 @@ struct Table {
     /// The watches, by znode.
     arms: HashMap<String, Arm>,
     path_bytes: usize,
-}
-
-/// One watch on the server.
-struct Arm {
-    users: Vec<User>,
-    wanted: watch::Sender<Reach>,
-    standing: Option<Reach>,
-    task: AbortHandle,
-}
-
-struct User {
-    inbox: Rc<Inbox>,
-    reach: Reach,
-}
-
-impl Drop for Arm {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// Somebody follows a target, until this is dropped.
@@ -154,16 +107,24 @@ impl Hub {
         spawn_local(keeper.keep()).abort_handle()
     }
 
-    fn stands(&self, path: &str, reach: Reach) {
+    /// The watch at `path` stands and reaches this far, or doesn't stand for now.
+    pub(super) fn stands(&self, path: &str, reach: Option<Reach>) {
         if let Some(arm) = self.table.borrow_mut().arms.get_mut(path) {
             arm.stands(reach);
         }
     }
 
+    /// Tells those whom it may concern that something happened to the znode of `key`.
+    pub(super) fn tell(&self, path: &str, key: &Key) {
+        self.table.borrow().route(path, key);
+    }
+
     /// The watch at `path` can't be armed.
-    fn fail(&self, path: &str, error: &Error) {
+    pub(super) fn fail(&self, path: &str, error: &Error) {
         let arm = self.table.borrow_mut().disarm(path);
-        arm.iter().flat_map(|arm| &arm.users).for_each(|user| user.inbox.fail(error.clone()));
+        if let Some(arm) = arm {
+            arm.fail(error);
+        }
     }
 }
 
@@ -179,10 +140,8 @@ impl Table {
     }
 
     fn arm(&mut self, path: String, user: User, spawn: impl FnOnce(watch::Receiver<Reach>) -> AbortHandle) {
-        let (wanted, wanted_by_task) = watch::channel(user.reach);
-        let task = spawn(wanted_by_task);
         self.path_bytes += path.len();
-        self.arms.insert(path, Arm { users: vec![user], wanted, standing: None, task });
+        self.arms.insert(path, Arm::new(user, spawn));
     }
 
     fn disarm(&mut self, path: &str) -> Option<Arm> {
@@ -200,14 +159,11 @@ impl Table {
             }
         }
         let Some(arm) = self.arms.get_mut(&following.arm) else { return };
-        arm.users.retain(|user| is_other(&user.inbox));
-        match arm.users.is_empty() {
-            true => drop(self.disarm(&following.arm)),
-            false => arm.want(),
+        if !arm.leave(&following.inbox) {
+            self.disarm(&following.arm);
         }
     }
 
-    /// Tells those whom it may concern that something happened to the znode of `key`.
     fn route(&self, path: &str, key: &Key) {
         let at = self.followers.get(path).into_iter().flatten();
         at.filter(|inbox| Reach::of(&inbox.target) == Reach::Node).for_each(|inbox| inbox.mark(key));
@@ -216,109 +172,47 @@ impl Table {
     }
 }
 
-impl Arm {
-    fn join(&mut self, user: User) {
-        self.users.push(user);
-        self.want();
-        if let (true, Some(user)) = (self.standing == Some(*self.wanted.borrow()), self.users.last()) {
-            user.inbox.stand();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> Key {
+        Key::parse(text).unwrap()
+    }
+
+    fn tree(text: &str) -> Target {
+        Target::Tree(Dir::parse(text).unwrap())
+    }
+
+    #[test]
+    fn an_event_reaches_those_whom_it_concerns() {
+        let mut table = Table::default();
+        let mut follow = |path: &str, target: Target| {
+            let inbox = Rc::new(Inbox::new(target));
+            table.followers.entry(path.to_owned()).or_default().push(inbox.clone());
+            inbox
+        };
+        let (own, beside) = (follow("/n/a", Target::Key(key("a"))), follow("/n/b", Target::Key(key("b"))));
+        let beneath = follow("/n/a/b", Target::Key(key("a/b")));
+        let (same, sibling) = (follow("/n/a", tree("a")), follow("/n/ab", tree("ab")));
+        let (above, namespace, root) = (follow("/n/a", tree("a")), follow("/n", tree("")), follow("/", tree("")));
+        table.route("/n/a", &key("a"));
+        for (inbox, told) in [(&own, true), (&namespace, true), (&root, true), (&beside, false), (&beneath, false)] {
+            assert_eq!(inbox.next(), told.then(|| key("a")), "{:?}", inbox.target);
         }
+        assert_eq!((same.next(), sibling.next(), above.next()), (None, None, None), "no key of its own tree");
+        table.route("/n/a/b", &key("a/b"));
+        assert_eq!((beneath.next(), above.next(), same.next()), (Some(key("a/b")), Some(key("a/b")), Some(key("a/b"))));
+        assert_eq!((own.next(), sibling.next()), (None, None));
     }
 
-    /// Sees to it that the watch reaches as far as its users need.
-    fn want(&mut self) {
-        let Some(needed) = self.users.iter().map(|user| user.reach).max() else { return };
-        let changed = self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, needed) != needed);
-        // It was about to be changed and won't be: those who waited for that needn't.
-        if changed && self.standing == Some(needed) {
-            self.users.iter().for_each(|user| user.inbox.stand());
-        }
-    }
-
-    fn stands(&mut self, reach: Reach) {
-        self.standing = Some(reach);
-        if *self.wanted.borrow() == reach {
-            self.users.iter().for_each(|user| user.inbox.stand_anew());
-        }
-    }
-}
-
-/// Keeps one watch on the server, and tells the hub what it hears.
-struct Keeper {
-    hub: Weak<Hub>,
-    limits: Rc<Limits>,
-    session: Rc<Session>,
-    path: String,
-    wanted: watch::Receiver<Reach>,
-}
-
-impl Drop for Keeper {
-    /// Where the task ended by itself, which only a panic can make it do, nobody must go on waiting for it.
-    fn drop(&mut self) {
-        if let (true, Some(hub)) = (self.is_wanted(), self.hub.upgrade()) {
-            hub.fail(&self.path, &Error::unreachable("the task that listens to ZooKeeper has failed"));
-        }
-    }
-}
-
-impl Keeper {
-    async fn keep(mut self) {
-        while self.is_wanted() {
-            let reach = *self.wanted.borrow_and_update();
-            let armed = self.arm(reach).await;
-            let Some(hub) = self.hub.upgrade() else { return };
-            match armed {
-                Ok(mut watcher) => {
-                    hub.stands(&self.path, reach);
-                    drop(hub);
-                    self.listen(&mut watcher, reach).await;
-                    // The watcher goes before another is asked for: a server that keeps both modes would keep both.
-                }
-                Err(failure) => return hub.fail(&self.path, &errors::of_watch(&self.session.servers, failure)),
-            }
-        }
-    }
-
-    /// Whether the hub still has this watch.
-    fn is_wanted(&self) -> bool {
-        self.wanted.has_changed().is_ok()
-    }
-
-    async fn arm(&self, reach: Reach) -> Result<PersistentWatcher, Failure> {
-        let _turn = self.limits.requests.acquire().await;
-        self.session.client.watch(&self.path, reach.mode()).await
-    }
-
-    /// Listens until another reach is wanted, or none.
-    async fn listen(&mut self, watcher: &mut PersistentWatcher, reach: Reach) {
-        loop {
-            tokio::select! {
-                biased;
-                changed = self.wanted.changed() => {
-                    if changed.is_err() || *self.wanted.borrow() != reach {
-                        return;
-                    }
-                }
-                event = watcher.changed() => match event.event_type {
-                    // The library panics where one goes on listening after a session's last event.
-                    EventType::Session => return self.give_up(event.session_state),
-                    EventType::NodeChildrenChanged => {}
-                    _ => self.tell(&event.path),
-                },
-            }
-        }
-    }
-
-    fn tell(&self, path: &str) {
-        let Some(hub) = self.hub.upgrade() else { return };
-        if let Some(key) = self.session.paths.read(path) {
-            hub.table.borrow().route(path, &key);
-        }
-    }
-
-    fn give_up(&self, state: SessionState) {
-        if let Some(hub) = self.hub.upgrade() {
-            hub.fail_all(&errors::of_state(&self.session.servers, state));
-        }
+    #[test]
+    fn paths_have_room_up_to_a_bound() {
+        let mut table = Table { path_bytes: MAX_PATH_BYTES - 5, ..Table::default() };
+        assert!(table.has_room("/n/ab"));
+        assert!(!table.has_room("/n/abc"));
+        table.path_bytes = 0;
+        assert!(table.disarm("/n/ab").is_none());
+        assert!(table.has_room("/n/abc"));
     }
 }

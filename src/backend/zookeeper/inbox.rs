@@ -44,7 +44,7 @@ impl Inbox {
         self.news.notify_one();
     }
 
-    /// The watch stands, and may not have stood for a moment. Only followers of a key outlast that: see [`Hub`](super::hub::Hub).
+    /// The watch stands, and may not have stood for a moment. Only followers of a key outlast that: see [`Arm`](super::arm::Arm).
     pub(super) fn stand_anew(&self) {
         let stood = self.content.borrow().standing;
         match &self.target {

@@ -4,10 +4,11 @@
 //! - `path` and `node`: how a key becomes a znode, and which znodes are keys.
 //! - `session`: the steps that calls are made of; `batch`: several of them at one moment.
 //! - `key`, `walk` and `tree`, `lease`, `txn`: the calls.
-//! - `watch`: following a target; `inbox`: what was heard of it; `hub`: what the server is asked to tell.
+//! - `watch`: following a target; `inbox`: what was heard of it; `hub` and `arm`: what the server is asked to tell.
 //! - `doubt`: what becomes of leased writes whose answer was lost.
 //! - `errors`: what failures mean.
 
+mod arm;
 mod batch;
 mod connect;
 mod doubt;

@@ -181,6 +181,7 @@ mod tests {
                 let path = paths.key(&key);
                 let (_, name) = path.rsplit_once('/').unwrap();
                 prop_assert!(path.chars().all(fits_utf16_unit));
+                prop_assert_eq!(paths.read(&path), Some(key.clone()));
                 prop_assert_eq!(paths.child(&parent, name), Some(key));
             }
         }
