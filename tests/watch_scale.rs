@@ -41,6 +41,8 @@ macro_rules! in_its_own_process {
 
 in_its_own_process! {
     memory_ten_thousand_subscribers: super::ten_thousand_subscribers(super::Store::connect("memory://many").await.unwrap());
+    #[cfg(feature = "local")]
+    local_ten_thousand_subscribers: super::local_ten_thousand_subscribers();
     memory_a_subscriber_that_never_reads: super::a_subscriber_that_never_reads();
     #[cfg(feature = "consul")]
     consul_ten_thousand_subscribers: super::servers::ten_thousand_subscribers(crate::common::Kind::Consul);
@@ -105,6 +107,13 @@ async fn ten_thousand_subscribers(store: Store) {
     assert!(each < 2048, "a subscriber costs {each} bytes");
     assert!(took[2] < Duration::from_millis(100), "a put reaches all in {took:?}");
     drop(told);
+}
+
+#[cfg(feature = "local")]
+async fn local_ten_thousand_subscribers() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("local://{}/store.redb", folder.path().display());
+    ten_thousand_subscribers(Store::connect(&url).await.unwrap()).await;
 }
 
 /// Takes events and says so.

@@ -123,10 +123,9 @@ impl Http {
         Http::with_connections(MAX_CONNECTIONS, endpoint, settings)
     }
 
-    /// For queries that wait on the server: at most `connections` of them at once, whose answers begin and go on within
-    /// `silence`.
-    pub(super) fn for_watches(connections: usize, silence: Duration, endpoint: &Endpoint, settings: &Settings) -> Self {
-        Http { silence: Some(silence), ..Http::with_connections(connections, endpoint, settings) }
+    /// For a query that waits on the server, on one connection. Its answers begin and go on within `silence`.
+    pub(super) fn for_one_query(silence: Duration, endpoint: &Endpoint, settings: &Settings) -> Self {
+        Http { silence: Some(silence), ..Http::with_connections(1, endpoint, settings) }
     }
 
     fn with_connections(connections: usize, endpoint: &Endpoint, settings: &Settings) -> Self {

@@ -24,8 +24,9 @@ const MAX_READS: usize = 16;
 
 /// Runs as many queries as there may be connections, each as a task that ends with its last watch.
 pub(super) struct Hub {
-    /// For queries that wait on the server.
-    http: Http,
+    /// Makes the client of a query that waits on the server. Each has its own, so that its connection ends with it, also
+    /// while the query isn't under way.
+    client: Box<dyn Fn() -> Http>,
     /// For reads that don't.
     calls: Rc<Http>,
     namespace: Namespace,
@@ -72,9 +73,9 @@ impl Drop for Query {
 }
 
 impl Hub {
-    /// A hub that has at most `max_queries` wait at once, by means of `http`.
+    /// A hub that has at most `max_queries` wait at once, each on a connection of a client of its own.
     pub(super) fn new(
-        http: Http,
+        client: Box<dyn Fn() -> Http>,
         calls: Rc<Http>,
         namespace: Namespace,
         silence: Duration,
@@ -86,7 +87,7 @@ impl Hub {
             reads: Semaphore::new(MAX_READS),
             marks: RandomState::new(),
             table: RefCell::default(),
-            http,
+            client,
             calls,
             namespace,
             silence,
@@ -211,12 +212,13 @@ impl Hub {
 
     /// Asks again and again, until it fails.
     async fn follow(&self, query: &Scope) -> Error {
+        let http = (self.client)();
         let (mut cursor, mut place) = (Cursor::default(), None);
         let mut pacer = Pacer::new(Instant::now());
         loop {
             sleep_until(pacer.take(Instant::now())).await;
             place = place.or_else(|| self.places.take(Instant::now()));
-            if let Err(error) = self.ask(query, &mut cursor, place.as_mut()).await {
+            if let Err(error) = self.ask(&http, query, &mut cursor, place.as_mut()).await {
                 return error;
             }
             if place.is_none() {
@@ -225,10 +227,10 @@ impl Hub {
         }
     }
 
-    async fn ask(&self, query: &Scope, cursor: &mut Cursor, place: Option<&mut Place>) -> Result<()> {
+    async fn ask(&self, http: &Http, query: &Scope, cursor: &mut Cursor, place: Option<&mut Place>) -> Result<()> {
         let sent = self.table.borrow().moment;
         let (answer, index) = match place {
-            Some(place) => self.waited(query, cursor, place).await?,
+            Some(place) => self.waited(http, query, cursor, place).await?,
             None => self.read(request(&self.calls, query, Cursor::default().query(Duration::ZERO))).await?,
         };
         match cursor.advance(index) {
@@ -244,10 +246,16 @@ impl Hub {
     }
 
     /// What is there when the server has something to tell, or has waited for long enough.
-    async fn waited(&self, query: &Scope, cursor: &Cursor, place: &mut Place) -> Result<(Option<Answer>, u64)> {
+    async fn waited(
+        &self,
+        http: &Http,
+        query: &Scope,
+        cursor: &Cursor,
+        place: &mut Place,
+    ) -> Result<(Option<Answer>, u64)> {
         let wait = wait(self.silence);
         place.waits(Instant::now(), wait);
-        let answered = request(&self.http, query, cursor.query(wait)).await;
+        let answered = request(http, query, cursor.query(wait)).await;
         place.answered();
         answered
     }
@@ -257,7 +265,7 @@ impl Hub {
     /// The request may have been sent before a watch came, who may know of later states: the answer isn't for that one.
     fn tell(&self, query: &Scope, sent: u64, answer: Option<&Answer>) -> Result<Told> {
         let entries: Vec<codec::Entry<'_>> =
-            answer.map(|answer| self.http.json(answer)).transpose()?.unwrap_or_default();
+            answer.map(|answer| self.calls.json(answer)).transpose()?.unwrap_or_default();
         let entries = sorted(entries);
         let Table { watches, queries, .. } = &mut *self.table.borrow_mut();
         let mut told = Told::All;
@@ -327,7 +335,7 @@ impl Watch {
     fn tell(&mut self, entries: &[codec::Entry<'_>], hub: &Hub) -> Result<()> {
         let mark = mark(entries, &hub.marks);
         if self.told != Some(mark) {
-            self.outbox.put_state(pairs(entries, &hub.http, &hub.namespace)?);
+            self.outbox.put_state(pairs(entries, &hub.calls, &hub.namespace)?);
             self.told = Some(mark);
         }
         Ok(())

@@ -116,8 +116,9 @@ struct ConsulConnector {
 impl ConsulConnector {
     fn hub(&self, endpoint: &Endpoint, calls: Rc<Http>) -> Rc<Hub> {
         let (queries, silence) = (self.max_watch_connections, self.idle_timeout);
-        let http = Http::for_watches(queries, silence, endpoint, &self.settings);
-        Hub::new(http, calls, self.namespace.clone(), silence, queries)
+        let (endpoint, settings) = (endpoint.clone(), self.settings.clone());
+        let client = Box::new(move || Http::for_one_query(silence, &endpoint, &settings));
+        Hub::new(client, calls, self.namespace.clone(), silence, queries)
     }
 }
 
@@ -148,7 +149,7 @@ impl Connector for ConsulConnector {
     }
 }
 
-/// A session with one agent, which is but two pools of connections: all state is on the servers.
+/// A session with one agent, which is but its connections: all state is on the servers.
 struct Consul {
     /// For calls.
     http: Rc<Http>,
