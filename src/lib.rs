@@ -20,6 +20,7 @@
 //!
 //! # Where to begin
 //! - [`Store`] is the handle with all calls, and says what holds for each of them.
+//! - [`Store::watch`] and [`Store::watch_tree`] tell what becomes of a key or directory, in [`WatchEvent`]s and [`TreeEvent`]s.
 //! - [`Config`] has the store URLs and the settings.
 //! - [`Error`] says what can go wrong, and above all what is known of a write that failed.
 //! - [`messages`] is for actix applications that would rather send a message than call a method.
@@ -32,14 +33,15 @@
 //! | `memory` | a store in memory, by name within the process | yes |
 //! | `consul` | Consul | |
 //! | `etcd` | etcd 3.5 and newer; building it needs `protoc` | |
-//! | `zookeeper` | ZooKeeper 3.5 and newer | |
+//! | `zookeeper` | ZooKeeper 3.5 and newer; watches need 3.6 | |
 //! | `tls` | TLS to the servers | |
 //! | `conformance` | the suite for authors of backends | |
 //!
 //! # How it works
 //! A store is a small family of actors on one thread: the [`Connection`] takes a message for each call and runs it as a task
 //! of its own on the session of the moment; a supervisor opens sessions, notices when one is lost, and opens the next, with
-//! backoff and jitter, on the next endpoint. Calls wait for the link up to their deadline. The drivers beneath speak to
+//! backoff and jitter, on the next endpoint. Calls wait for the link up to their deadline. A
+//! watcher for each key or directory that is watched follows it over all sessions and tells its subscribers what is news. The drivers beneath speak to
 //! servers and nothing else: retries, deadlines, TTLs and validation are written once, above them.
 //!
 //! [Consul]: https://www.consul.io
