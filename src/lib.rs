@@ -40,9 +40,9 @@
 //! # How it works
 //! A store is a small family of actors on one thread: the [`Connection`] takes a message for each call and runs it as a task
 //! of its own on the session of the moment; a supervisor opens sessions, notices when one is lost, and opens the next, with
-//! backoff and jitter, on the next endpoint. Calls wait for the link up to their deadline. A
-//! watcher for each key or directory that is watched follows it over all sessions and tells its subscribers what is news. The drivers beneath speak to
-//! servers and nothing else: retries, deadlines, TTLs and validation are written once, above them.
+//! backoff and jitter, on the next endpoint. Calls wait for the link up to their deadline. A watcher for each key or
+//! directory that is watched follows it over all sessions and tells its subscribers what is news. The drivers beneath speak
+//! to servers and nothing else: retries, deadlines, TTLs and validation are written once, above them.
 //!
 //! [Consul]: https://www.consul.io
 //! [etcd]: https://etcd.io

@@ -10,14 +10,15 @@ use crate::backend::{Position, Target, Update, Updates};
 use crate::backoff::Pauses;
 use crate::error::{Error, Result};
 use crate::link::{Doubt, LinkView, Presence, Session, far_future};
-use crate::watch::{Event, Events, News, Queue};
+use crate::watch::{Departures, Event, Events, News, Queue};
 use futures_util::{FutureExt, StreamExt};
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
@@ -73,8 +74,7 @@ pub(super) struct Watcher {
     link: LinkView,
     manner: Manner,
     inbox: mpsc::Receiver<Join>,
-    /// Told when a subscriber is gone.
-    left: Arc<Notify>,
+    left: Arc<Departures>,
     subscribers: Vec<Arc<Queue>>,
     /// Those who wait for the state to be known.
     waiting: Vec<Join>,
@@ -228,13 +228,27 @@ impl Watcher {
                     Some(join) => self.join(join),
                     None => return Err(Stop::Closed),
                 },
-                () = left.notified() => {
-                    self.subscribers.retain(|queue| !queue.is_abandoned());
+                () = left.notify.notified() => {
+                    self.strike_off();
                     self.stay()?;
                 }
                 done = &mut work => return Ok(done),
             }
         }
+    }
+
+    /// Takes those who are gone off the list, once they are half of it: going through it for each would cost too much.
+    fn strike_off(&mut self) {
+        if self.left.count.load(Ordering::Acquire) * 2 >= self.subscribers.len() {
+            self.keep(|queue| !queue.is_abandoned());
+        }
+    }
+
+    /// Keeps the subscribers who are still there.
+    fn keep(&mut self, is_there: impl Fn(&Queue) -> bool) {
+        let before = self.subscribers.len();
+        self.subscribers.retain(|queue| is_there(queue));
+        self.left.count.fetch_sub(before - self.subscribers.len(), Ordering::AcqRel);
     }
 
     /// Whether anybody is there to be told.
@@ -274,14 +288,14 @@ impl Watcher {
         }
     }
 
-    fn tell(&self, news: Vec<News>) {
+    fn tell(&mut self, news: Vec<News>) {
         let events: Vec<Event> = news.into_iter().map(|news| Event::Changed(Arc::new(news))).collect();
         self.tell_events(&events);
     }
 
-    fn tell_events(&self, events: &[Event]) {
+    fn tell_events(&mut self, events: &[Event]) {
         if !events.is_empty() {
-            self.subscribers.iter().for_each(|queue| queue.push(events));
+            self.keep(|queue| queue.push(events));
         }
     }
 

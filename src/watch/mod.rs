@@ -7,5 +7,5 @@ mod stream;
 pub(crate) use event::{Event, News};
 pub use event::{TreeEvent, WatchEvent};
 pub(crate) use queue::Queue;
-pub(crate) use stream::Events;
+pub(crate) use stream::{Departures, Events};
 pub use stream::{Lists, Subscription, TreeStream, WatchStream};

@@ -45,11 +45,11 @@ impl Queue {
         Queue { inner: Mutex::new(Inner { waiting, bound, waker: None, end: End::Open }) }
     }
 
-    /// Adds events, in order. What is sent to a subscriber who is gone is dropped.
-    pub(crate) fn push(&self, events: &[Event]) {
+    /// Adds events, in order, and says whether the subscriber is still there.
+    pub(crate) fn push(&self, events: &[Event]) -> bool {
         let mut inner = self.lock();
         if inner.end != End::Open {
-            return;
+            return inner.end != End::Abandoned;
         }
         events.iter().for_each(|event| inner.push(event.clone()));
         if events.last() == Some(&Event::Closed) {
@@ -60,6 +60,7 @@ impl Queue {
         if let Some(waker) = waker {
             waker.wake();
         }
+        true
     }
 
     /// The next event; none behind the last.

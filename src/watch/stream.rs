@@ -9,19 +9,27 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+/// How a watcher hears of subscribers who are gone.
+#[derive(Debug, Default)]
+pub(crate) struct Departures {
+    /// How many of them the watcher still has on its list.
+    pub(crate) count: AtomicUsize,
+    pub(crate) notify: Notify,
+}
+
 /// The subscriber's end of a queue. Its drop ends the subscription.
 pub(crate) struct Events {
     queue: Arc<Queue>,
-    /// Tells the watcher that a subscriber is gone.
-    left: Arc<Notify>,
+    left: Arc<Departures>,
 }
 
 impl Events {
-    pub(crate) fn new(queue: Arc<Queue>, left: Arc<Notify>) -> Self {
+    pub(crate) fn new(queue: Arc<Queue>, left: Arc<Departures>) -> Self {
         Events { queue, left }
     }
 }
@@ -36,8 +44,10 @@ impl Stream for Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
+        // First: the watcher counts down when it finds the queue abandoned.
+        self.left.count.fetch_add(1, Ordering::AcqRel);
         self.queue.abandon();
-        self.left.notify_one();
+        self.left.notify.notify_one();
     }
 }
 
