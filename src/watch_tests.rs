@@ -96,6 +96,24 @@ async fn whoever_waits_for_a_watch_that_is_refused_is_told_why() {
 }
 
 #[tokio::test]
+async fn whoever_asks_again_is_told_again_why_a_watch_is_refused() {
+    let script = Script::new();
+    let patient = Options { backoff_max: Duration::from_secs(60), ..options() };
+    let store = Store::with_backend(script.connector(1), patient).await.unwrap();
+    script.begin_watches([Fail(denied()), Fail(denied())]);
+    for _ in 0..2 {
+        let refused = store.watch("k").await;
+        assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
+    }
+    let mut events = watch(&store).await;
+    script.break_watches([Fail(denied())]);
+    script.breaks.add_permits(1);
+    assert_eq!(next(&mut events).await, WatchEvent::Suspended);
+    let refused = store.watch("k").await;
+    assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_subscription_waits_for_the_link_up_to_its_deadline() {
     let script = Script::new().connects((0..1000).map(|_| Fail(unreachable())));
     let store = Store::with_backend(script.connector(1), Options { lazy: true, ..options() }).await.unwrap();

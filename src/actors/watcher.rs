@@ -81,6 +81,8 @@ pub(super) struct Watcher {
     phase: Phase,
     view: View,
     position: Option<Position>,
+    /// Why the watch was refused just now, and isn't tried again yet.
+    refusal: Option<Error>,
 }
 
 impl Watcher {
@@ -96,6 +98,7 @@ impl Watcher {
             phase: Phase::Listing,
             view: View::default(),
             position: None,
+            refusal: None,
         }
     }
 
@@ -127,10 +130,13 @@ impl Watcher {
                 // Whoever waits is told. Those who were told of a state before keep their hope: a permission may come back.
                 false => {
                     self.waiting.drain(..).for_each(|join| drop(join.send(Err(error.clone()))));
+                    self.stay()?;
+                    self.refusal = Some(error);
                     self.manner.backoff_max
                 }
             };
             self.attend(sleep(pause)).await?;
+            self.refusal = None;
         }
     }
 
@@ -261,6 +267,10 @@ impl Watcher {
 
     /// Takes a subscriber in: at once where the state is known, otherwise when it is.
     fn join(&mut self, join: Join) {
+        if let Some(refusal) = &self.refusal {
+            let _ = join.send(Err(refusal.clone()));
+            return;
+        }
         if self.phase != Phase::Following {
             self.waiting.retain(|join| !join.is_closed());
             self.waiting.push(join);
