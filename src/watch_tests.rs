@@ -114,6 +114,17 @@ async fn whoever_asks_again_is_told_again_why_a_watch_is_refused() {
 }
 
 #[tokio::test]
+async fn subscriptions_given_up_leave_no_watches_while_the_link_is_down() {
+    let script = Script::new().connects((0..100_000).map(|_| Fail(unreachable())));
+    let store = Store::with_backend(script.connector(1), Options { lazy: true, ..options() }).await.unwrap();
+    let hasty = store.with_request_timeout(Duration::from_millis(20));
+    for number in 0..10 {
+        assert!(hasty.watch(format!("k{number}")).await.is_err());
+    }
+    watches(&store, 0).await;
+}
+
+#[tokio::test]
 async fn a_subscription_waits_for_the_link_up_to_its_deadline() {
     let script = Script::new().connects((0..1000).map(|_| Fail(unreachable())));
     let store = Store::with_backend(script.connector(1), Options { lazy: true, ..options() }).await.unwrap();

@@ -238,6 +238,7 @@ impl Watcher {
                     self.strike_off();
                     self.stay()?;
                 }
+                () = given_up(&mut self.waiting), if self.subscribers.is_empty() && !self.waiting.is_empty() => self.stay()?,
                 done = &mut work => return Ok(done),
             }
         }
@@ -343,6 +344,14 @@ impl Watcher {
         let error = Error::unreachable(format!("the driver panicked: {text}"));
         self.link.report(session.number, Doubt::Panicked(error.clone()));
         error
+    }
+}
+
+/// Waits until none of those who wait does so any more.
+async fn given_up(waiting: &mut Vec<Join>) {
+    while let Some(join) = waiting.last_mut() {
+        join.closed().await;
+        waiting.pop();
     }
 }
 
