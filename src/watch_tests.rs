@@ -125,6 +125,24 @@ async fn subscriptions_given_up_leave_no_watches_while_the_link_is_down() {
 }
 
 #[tokio::test]
+async fn a_watch_that_hangs_begins_again_with_the_next_session() {
+    let script = Script::new();
+    let patient = Options { request_timeout: Duration::from_secs(600), ..options() };
+    let store = Store::with_backend(script.connector(1), patient).await.unwrap();
+    store.put("k", "1").await.unwrap();
+    script.begin_watches([Hang]);
+    script.recovers([Fail(unreachable())]);
+    let (events, ()) = tokio::join!(soon(store.watch("k")), async {
+        watches(&store, 1).await;
+        while !script.watches.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        script.disruptions.add_permits(1);
+    });
+    assert_put(&mut events.unwrap(), "1").await;
+}
+
+#[tokio::test]
 async fn a_subscription_waits_for_the_link_up_to_its_deadline() {
     let script = Script::new().connects((0..1000).map(|_| Fail(unreachable())));
     let store = Store::with_backend(script.connector(1), Options { lazy: true, ..options() }).await.unwrap();

@@ -157,7 +157,7 @@ impl Watcher {
         }
         let lost = match self.begin(&session).await? {
             Ok(updates) => self.follow(&session, updates).await?,
-            Err(error) => Lost::Stream(error),
+            Err(lost) => lost,
         };
         self.suspend();
         if let Lost::Stream(error) = &lost {
@@ -167,16 +167,25 @@ impl Watcher {
     }
 
     /// Begins to watch at the server.
-    async fn begin(&mut self, session: &Session) -> Result<Result<Updates>, Stop> {
+    async fn begin(&mut self, session: &Session) -> Result<Result<Updates, Lost>, Stop> {
         let (target, position, patience) = (self.target.clone(), self.position, self.manner.patience);
         let backend = session.backend.clone();
         let watch = async { backend.watch(&target, position.as_ref()).await };
-        let begun = self.attend(timeout(patience, AssertUnwindSafe(watch).catch_unwind())).await?;
-        Ok(match begun {
-            Ok(Ok(Ok(updates))) => Ok(updates),
-            Ok(Ok(Err(error))) => Err(self.doubt(session, error)),
-            Ok(Err(panic)) => Err(self.panicked(session, &*panic)),
-            Err(_) => Err(self.doubt(session, Error::Timeout { after: patience })),
+        let watch = timeout(patience, AssertUnwindSafe(watch).catch_unwind());
+        let (link, number) = (self.link.clone(), session.number);
+        let turn = async {
+            tokio::select! {
+                biased;
+                begun = watch => Some(begun),
+                () = link.session_over(number) => None,
+            }
+        };
+        Ok(match self.attend(turn).await? {
+            Some(Ok(Ok(Ok(updates)))) => Ok(updates),
+            Some(Ok(Ok(Err(error)))) => Err(Lost::Stream(self.doubt(session, error))),
+            Some(Ok(Err(panic))) => Err(Lost::Stream(self.panicked(session, &*panic))),
+            Some(Err(_)) => Err(Lost::Stream(self.doubt(session, Error::Timeout { after: patience }))),
+            None => Err(Lost::Session),
         })
     }
 
