@@ -42,7 +42,7 @@ pub(super) struct Hub {
 
 #[derive(Default)]
 struct Table {
-    /// Counts when watches come to queries: to tell requests that were sent before from those after.
+    /// Counts when watches come to queries, and when these are answered: to tell what was sent before from what after.
     moment: u64,
     next_id: u64,
     watches: BTreeMap<u64, Watch>,
@@ -64,6 +64,8 @@ struct Watch {
 struct Query {
     watches: BTreeSet<u64>,
     task: AbortHandle,
+    /// When it was last answered with what may be new; 0 where it wasn't yet.
+    answered: u64,
 }
 
 impl Drop for Query {
@@ -109,15 +111,22 @@ impl Hub {
         })
     }
 
+    /// A moment later than all before.
+    pub(super) fn now(&self) -> u64 {
+        self.table.borrow_mut().next_moment()
+    }
+
     /// Whether a watch of `scope` would have a new query of its own.
     pub(super) fn has_query_for(&self, scope: &Scope) -> bool {
         let table = self.table.borrow();
         scope.in_url() == *scope && self.joinable(&table, scope).is_none() && table.queries.len() < self.max_queries
     }
 
-    /// Follows `scope`, of which the caller knows `state`; where it knows none, it is told first.
-    pub(super) fn subscribe(self: &Rc<Self>, scope: Scope, state: Option<State>) -> Subscription {
+    /// Follows `scope`, of which the caller knows the state that it began to read at a moment; where it knows none, it is
+    /// told first.
+    pub(super) fn subscribe(self: &Rc<Self>, scope: Scope, state: Option<(u64, State)>) -> Subscription {
         let outbox = Rc::new(Outbox::default());
+        let (read, state) = state.map_or((0, None), |(read, state)| (read, Some(state)));
         let told = state.map(|state| {
             outbox.put_state(state.pairs);
             state.mark
@@ -130,7 +139,7 @@ impl Hub {
         let watch = Watch { scope, query: query.clone(), since: table.moment, told, outbox: outbox.clone() };
         table.watches.insert(id, watch);
         match joined.is_some() || table.queries.len() < self.max_queries {
-            true => self.serve(table, id, query),
+            true => self.serve(table, id, query, read),
             false => self.rearrange(table),
         }
         Subscription { hub: self.clone(), id, outbox }
@@ -174,26 +183,27 @@ impl Hub {
             table.leave(*id, from);
         }
         for (id, _, to) in moves {
-            self.serve(table, id, to);
+            self.serve(table, id, to, 0);
         }
     }
 
-    /// Has `query` serve the watch from now on.
-    fn serve(self: &Rc<Self>, table: &mut Table, id: u64, query: Scope) {
+    /// Has `query` serve the watch from now on, which knows a state that was read at a moment or later.
+    fn serve(self: &Rc<Self>, table: &mut Table, id: u64, query: Scope, read: u64) {
+        let since = table.next_moment();
         let Some(watch) = table.watches.get_mut(&id) else { return };
-        table.moment += 1;
-        watch.since = table.moment;
+        watch.since = since;
         watch.query = query.clone();
         match table.queries.entry(query) {
             Entry::Vacant(vacant) => {
                 let task = self.start(vacant.key().clone());
-                vacant.insert(Query { watches: [id].into(), task });
+                vacant.insert(Query { watches: [id].into(), task, answered: 0 });
             }
             Entry::Occupied(mut served) => {
-                // Who knows nothing yet can't wait for a change.
-                if watch.told.is_none() {
+                // It waits for what comes behind an answer that the watch may know nothing of.
+                if read < served.get().answered {
                     let task = self.start(served.key().clone());
                     std::mem::replace(&mut served.get_mut().task, task).abort();
+                    served.get_mut().answered = 0;
                 }
                 served.get_mut().watches.insert(id);
             }
@@ -267,7 +277,12 @@ impl Hub {
         let entries: Vec<codec::Entry<'_>> =
             answer.map(|answer| self.calls.json(answer)).transpose()?.unwrap_or_default();
         let entries = sorted(entries);
-        let Table { watches, queries, .. } = &mut *self.table.borrow_mut();
+        let mut table = self.table.borrow_mut();
+        let answered = table.next_moment();
+        let Table { watches, queries, .. } = &mut *table;
+        if let Some(query) = queries.get_mut(query) {
+            query.answered = answered;
+        }
         let mut told = Told::All;
         for id in queries.get(query).iter().flat_map(|query| &query.watches) {
             let Some(watch) = watches.get_mut(id) else { continue };
@@ -315,6 +330,11 @@ enum Told {
 }
 
 impl Table {
+    fn next_moment(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
     /// Takes a watch from the query that serves it, and ends that if it was the last.
     fn leave(&mut self, id: u64, query: &Scope) {
         let Some(left) = self.queries.get_mut(query) else { return };
@@ -339,5 +359,86 @@ impl Watch {
             self.told = Some(mark);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::backend::consul::connector;
+    use crate::backend::{Target, Update, Updates};
+    use crate::config::Config;
+    use crate::key::Key;
+    use futures_util::StreamExt;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::timeout;
+
+    /// A request to an agent that the test plays itself.
+    struct Asked {
+        head: String,
+        stream: TcpStream,
+    }
+
+    impl Asked {
+        async fn next(agent: &TcpListener) -> Self {
+            let (mut stream, _) =
+                timeout(Duration::from_secs(5), agent.accept()).await.expect("a request is due").unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            Asked { head: String::from_utf8(head).unwrap(), stream }
+        }
+
+        async fn answer(mut self, index: u64, body: &str) {
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nX-Consul-Index: {index}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+            );
+            self.stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+
+        async fn show(self, index: u64) {
+            self.answer(index, &format!(r#"[{{"Key":"k","ModifyIndex":{index},"Value":"eA=="}}]"#)).await;
+        }
+    }
+
+    async fn told(updates: &mut Updates) -> u64 {
+        match updates.next().await {
+            Some(Ok(Update::State { pairs, .. })) => pairs[0].version.index(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[actix::test]
+    async fn who_reads_while_the_query_is_answered_misses_nothing() {
+        let agent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("consul://{}", agent.local_addr().unwrap());
+        let connector = connector(&Config::from_url(&url).unwrap()).unwrap();
+        let probed = async { Asked::next(&agent).await.answer(1, r#""h:1""#).await };
+        let backend = tokio::join!(connector.connect(0), probed).0.unwrap();
+        let target = Target::Key(Key::parse("k").unwrap());
+        let mut first = backend.watch(&target, None).await.unwrap();
+        Asked::next(&agent).await.show(5).await;
+        assert_eq!(told(&mut first).await, 5);
+        let query = Asked::next(&agent).await;
+        assert!(query.head.contains("index=5&"), "{}", query.head);
+        // A second one reads; the query is answered with a later state, waits for more, and then comes the answer to the read.
+        let played = async {
+            let read = Asked::next(&agent).await;
+            assert!(!read.head.contains("index="), "{}", read.head);
+            query.show(6).await;
+            assert_eq!(told(&mut first).await, 6);
+            let query = Asked::next(&agent).await;
+            assert!(query.head.contains("index=6&"), "{}", query.head);
+            read.show(5).await;
+            query
+        };
+        let (second, _waiting) = tokio::join!(backend.watch(&target, None), played);
+        let mut second = second.unwrap();
+        assert_eq!(told(&mut second).await, 5);
+        Asked::next(&agent).await.show(6).await;
+        assert_eq!(told(&mut second).await, 6);
     }
 }

@@ -28,7 +28,7 @@ impl Consul {
         let scope = scope(target, &self.namespace);
         let told = match self.hub.has_query_for(&scope) {
             true => None,
-            false => Some(self.hub.read(self.state(&scope)).await?),
+            false => Some(self.hub.read(async { Ok((self.hub.now(), self.state(&scope).await?)) }).await?),
         };
         Ok(updates(self.hub.subscribe(scope, told)))
     }
