@@ -274,6 +274,24 @@ async fn a_new_session_takes_the_watch_over() {
 }
 
 #[tokio::test]
+async fn a_watch_goes_on_as_soon_as_a_server_that_refused_the_session_takes_it() {
+    let script = Script::new();
+    let (connect_timeout, backoff_max) = (Duration::from_secs(60), Duration::from_secs(600));
+    let patient = Options { connect_timeout, backoff_max, ..options() };
+    let store = Store::with_backend(script.connector(1), patient).await.unwrap();
+    let mut events = watch(&store).await;
+    script.recovers([Fail(unreachable())]);
+    script.connects([Fail(denied()), crate::flaky::Fault::Wait]);
+    script.disruptions.add_permits(1);
+    assert_eq!(next(&mut events).await, WatchEvent::Suspended);
+    script.breaks.add_permits(1);
+    while !matches!(store.watch("k").await, Err(Error::PermissionDenied { .. })) {}
+    script.gate.add_permits(1);
+    assert_eq!(next(&mut events).await, WatchEvent::Resumed);
+    assert_put(&mut store.watch("k").await.unwrap(), "1").await;
+}
+
+#[tokio::test]
 async fn the_last_handle_takes_the_watches_with_it() {
     let script = Script::new();
     let store = open(&script).await;

@@ -131,13 +131,23 @@ impl Watcher {
                 false => {
                     self.waiting.drain(..).for_each(|join| drop(join.send(Err(error.clone()))));
                     self.stay()?;
-                    self.refusal = Some(error);
-                    self.manner.backoff_max
+                    self.refuse(error).await?;
+                    continue;
                 }
             };
             self.attend(sleep(pause)).await?;
-            self.refusal = None;
         }
+    }
+
+    /// Pauses after a refusal. Another session may say otherwise, so that ends the pause.
+    async fn refuse(&mut self, error: Error) -> Result<(), Stop> {
+        self.refusal = Some(error);
+        let (link, pause) = (self.link.clone(), self.manner.backoff_max);
+        let number = link.session_number().unwrap_or_default();
+        // Whether it was over or the time was.
+        let _ = self.attend(timeout(pause, link.session_over(number))).await?;
+        self.refusal = None;
+        Ok(())
     }
 
     fn pauses(&self) -> Pauses {
