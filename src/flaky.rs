@@ -54,6 +54,7 @@ pub(crate) struct Script {
     pub(crate) disruptions: Semaphore,
     pub(crate) connected: Mutex<Vec<usize>>,
     pub(crate) called: AtomicUsize,
+    recovered: AtomicUsize,
     pub(crate) running: AtomicUsize,
     pub(crate) most_running: AtomicUsize,
     pub(crate) closed: Semaphore,
@@ -72,6 +73,7 @@ impl Script {
             disruptions: Semaphore::new(0),
             connected: Mutex::default(),
             called: AtomicUsize::new(0),
+            recovered: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             most_running: AtomicUsize::new(0),
             closed: Semaphore::new(0),
@@ -97,6 +99,11 @@ impl Script {
 
     pub(crate) fn break_watches(&self, faults: impl IntoIterator<Item = Fault>) {
         self.broken.lock().unwrap().extend(faults);
+    }
+
+    /// How often the driver was asked whether its session can go on.
+    pub(crate) fn recovered(&self) -> usize {
+        self.recovered.load(SeqCst)
     }
 
     pub(crate) fn called(&self) -> usize {
@@ -243,6 +250,7 @@ impl Backend for Flaky {
         Error::unreachable("disrupted, as the script says")
     }
     async fn recover(&self) -> Result<()> {
+        self.script.recovered.fetch_add(1, SeqCst);
         self.script.play(&self.script.recovers, std::future::ready(Ok(()))).await
     }
     async fn close(&self) -> Result<()> {

@@ -418,3 +418,26 @@ async fn versions_of_deletions_are_those_of_the_server() {
     let WatchEvent::Delete { version: Some(version), .. } = next(&mut events).await else { panic!("no deletion") };
     assert_eq!(version, Version::new(store.capabilities().backend, 3));
 }
+
+#[tokio::test]
+async fn a_watch_that_fails_again_and_again_leaves_the_others_alone() {
+    let script = Script::new();
+    let seldom =
+        Options { backoff_max: Duration::from_secs(60), request_timeout: Duration::from_secs(60), ..options() };
+    let store = Store::with_backend(script.connector(1), seldom).await.unwrap();
+    let mut events = watch(&store).await;
+    script.begin_watches((0..8).map(|_| Fail(unreachable())));
+    let _failing = store.watch("other").await.unwrap();
+    store.put("k", "2").await.unwrap();
+    let mut suspended = 0;
+    loop {
+        match next(&mut events).await {
+            WatchEvent::Suspended => suspended += 1,
+            WatchEvent::Put(_) => break,
+            _ => {}
+        }
+    }
+    // A link that recovers at once may be up again before anybody looks.
+    assert!(suspended <= 1, "suspended {suspended} times");
+    assert!(script.recovered() <= 1, "doubted {} times", script.recovered());
+}

@@ -83,6 +83,8 @@ pub(super) struct Watcher {
     position: Option<Position>,
     /// Why the watch was refused just now, and isn't tried again yet.
     refusal: Option<Error>,
+    /// When the watch put the session in doubt, if it has told nothing since.
+    doubted: Option<Instant>,
 }
 
 impl Watcher {
@@ -99,6 +101,7 @@ impl Watcher {
             view: View::default(),
             position: None,
             refusal: None,
+            doubted: None,
         }
     }
 
@@ -308,7 +311,7 @@ impl Watcher {
             Update::State { pairs, position } => (self.view.compare(pairs), position),
             Update::Changes { changes, position } => (self.view.change(changes), position),
         };
-        self.position = position;
+        (self.position, self.doubted) = (position, None);
         // Nobody was told of a state yet, so nobody is told of the way there.
         if self.phase != Phase::Listing {
             self.tell(news);
@@ -349,9 +352,12 @@ impl Watcher {
         std::mem::take(&mut self.waiting).into_iter().for_each(|join| self.join(join));
     }
 
-    /// Tells the supervisor of a failure that puts the session in doubt.
-    fn doubt(&self, session: &Session, error: Error) -> Error {
-        if error.is_retryable() {
+    /// Tells the supervisor of a failure that puts the session in doubt. A watch that fails again and again though the
+    /// supervisor finds nothing wrong tells so once in a while only: each time all others are suspended for a moment.
+    fn doubt(&mut self, session: &Session, error: Error) -> Error {
+        let told = self.doubted.is_some_and(|at| at.elapsed() < self.manner.backoff_max);
+        if error.is_retryable() && !told {
+            self.doubted = Some(Instant::now());
             self.link.report(session.number, Doubt::Unreachable(error.clone()));
         }
         error

@@ -199,7 +199,7 @@ pub enum Update {
         /// The place in history at which this is the state.
         position: Option<Position>,
     },
-    /// What changed since the update before, in order. A driver may repeat what it told already.
+    /// What changed since the update before, in order. What is still as it was told last may be told again.
     Changes {
         /// The changes.
         changes: Vec<Change>,
