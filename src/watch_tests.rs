@@ -4,7 +4,7 @@
 
 use crate::config::Options;
 use crate::error::{Error, Result};
-use crate::flaky::Fault::{Fail, Hang, Panic};
+use crate::flaky::Fault::{Fail, Hang, Panic, Wait};
 use crate::flaky::Script;
 use crate::messages::{Watch, WatchTree};
 use crate::store::Store;
@@ -207,12 +207,16 @@ async fn a_subscriber_waits_while_the_watch_is_suspended() {
     let script = Script::new();
     let store = open(&script).await;
     let mut events = watch(&store).await;
-    script.begin_watches([Fail(unreachable()), Fail(unreachable())]);
+    script.begin_watches([Wait]);
     script.breaks.add_permits(1);
     assert_eq!(next(&mut events).await, WatchEvent::Suspended);
     store.put("k", "2").await.unwrap();
-    let mut late = store.watch("k").await.unwrap();
-    assert_put(&mut late, "2").await;
+    let patient = store.with_request_timeout(Duration::from_secs(60));
+    let mut late = std::pin::pin!(patient.watch("k"));
+    let too_early = tokio::time::timeout(Duration::from_millis(50), &mut late).await;
+    assert!(too_early.is_err(), "{too_early:?}");
+    script.gate.add_permits(1);
+    assert_put(&mut late.await.unwrap(), "2").await;
     assert_eq!(store.status().watches, 1);
 }
 
