@@ -36,7 +36,7 @@ struct Shown {
 impl Shown {
     fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
-            if self.state.is_news(&change) {
+            if !self.followers.is_empty() && self.state.is_news(&change) {
                 self.followers.tell(&change);
             }
             self.state.apply(change);

@@ -29,6 +29,10 @@ pub(super) struct Followers {
 }
 
 impl Followers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.prefixes.is_empty()
+    }
+
     /// Tells a change to those whom it concerns.
     pub(super) fn tell(&self, change: &Change) {
         let path = &*change.path;
