@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use crate::backend::{self, Backend, Connector, Lease, Position, Target, Updates};
-use crate::config::Config;
+use crate::config::{Config, Options};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
+use crate::store::Store;
 use crate::types::{
     Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version,
 };
@@ -257,4 +258,27 @@ impl Backend for Flaky {
         self.script.closed.add_permits(1);
         self.memory.close().await
     }
+}
+
+/// Short, for scripts let calls time out.
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(400);
+
+/// Options with which everything happens soon.
+pub(crate) fn options() -> Options {
+    Options {
+        request_timeout: TIMEOUT,
+        connect_timeout: TIMEOUT,
+        backoff_min: Duration::from_millis(2),
+        backoff_max: Duration::from_millis(20),
+        ..Options::default()
+    }
+}
+
+pub(crate) fn unreachable() -> Error {
+    Error::unreachable("as the script says")
+}
+
+/// A store that follows this script.
+pub(crate) async fn open(script: &Arc<Script>) -> Store {
+    Store::with_backend(script.connector(1), options()).await.unwrap()
 }

@@ -5,7 +5,7 @@
 use crate::config::Options;
 use crate::error::Error;
 use crate::flaky::Fault::{Fail, Hang, LoseAnswer, None as Fine, Panic, Wait};
-use crate::flaky::Script;
+use crate::flaky::{Script, TIMEOUT, open, options, unreachable};
 use crate::messages::{Get, Put};
 use crate::store::Store;
 use crate::types::{LinkState, PutOptions, Status};
@@ -16,28 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-const TIMEOUT: Duration = Duration::from_millis(400);
-
-fn options() -> Options {
-    Options {
-        request_timeout: TIMEOUT,
-        connect_timeout: TIMEOUT,
-        backoff_min: Duration::from_millis(2),
-        backoff_max: Duration::from_millis(20),
-        ..Options::default()
-    }
-}
-
 fn lazy() -> Options {
     Options { lazy: true, ..options() }
-}
-
-fn unreachable() -> Error {
-    Error::unreachable("as the script says")
-}
-
-async fn open(script: &Arc<Script>) -> Store {
-    Store::with_backend(script.connector(1), options()).await.unwrap()
 }
 
 /// Waits for a status which the test made certain; a minute is a failure.

@@ -5,39 +5,18 @@
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::flaky::Fault::{Fail, Hang, Panic, Wait};
-use crate::flaky::Script;
+use crate::flaky::{Script, open, options, unreachable};
 use crate::messages::{Watch, WatchTree};
 use crate::store::Store;
 use crate::types::{LinkState, Version};
 use crate::watch::{Subscription, TreeEvent, TreeStream, WatchEvent, WatchStream};
 use actix::{Actor, Addr, Context, Handler};
 use futures_util::StreamExt;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-const TIMEOUT: Duration = Duration::from_millis(400);
-
-fn options() -> Options {
-    Options {
-        request_timeout: TIMEOUT,
-        connect_timeout: TIMEOUT,
-        backoff_min: Duration::from_millis(2),
-        backoff_max: Duration::from_millis(20),
-        ..Options::default()
-    }
-}
-
-fn unreachable() -> Error {
-    Error::unreachable("as the script says")
-}
-
 fn denied() -> Error {
     Error::PermissionDenied { reason: "as the script says".into(), source: None }
-}
-
-async fn open(script: &Arc<Script>) -> Store {
-    Store::with_backend(script.connector(1), options()).await.unwrap()
 }
 
 /// A minute is a failure.
