@@ -5,10 +5,15 @@
 
 mod common;
 
-use common::{Kind, Server};
+use common::{Kind, Server, on_servers};
 use kvactor::Store;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+
+on_servers! {
+    quickstart_prints_the_same_lines
+    watch_outlives_a_restart
+}
 
 fn example(name: &str) -> Command {
     let mut command = Command::new(env!("CARGO"));
@@ -40,7 +45,7 @@ ttl           quickstart/lease went in time: true
 delete_tree   5 keys
 ";
 
-async fn on_server(kind: Kind) {
+async fn quickstart_prints_the_same_lines(kind: Kind) {
     let Some(server) = common::shared(kind).await else { return };
     assert_eq!(quickstart(Some(server.url("quickstart"))).await, LINES);
 }
@@ -77,7 +82,7 @@ impl Drop for Running {
     }
 }
 
-async fn watch_over_a_restart(kind: Kind) {
+async fn watch_outlives_a_restart(kind: Kind) {
     let Some(server) = Server::start(kind).await else { return };
     let url = server.url("watch");
     let store = Store::connect(&url).await.unwrap();
@@ -105,21 +110,6 @@ async fn watch_over_a_restart(kind: Kind) {
 }
 
 #[tokio::test]
-async fn watch_on_consul() {
-    watch_over_a_restart(Kind::Consul).await;
-}
-
-#[tokio::test]
-async fn watch_on_etcd() {
-    watch_over_a_restart(Kind::Etcd).await;
-}
-
-#[tokio::test]
-async fn watch_on_zookeeper() {
-    watch_over_a_restart(Kind::ZooKeeper).await;
-}
-
-#[tokio::test]
 async fn without_an_argument_on_a_file() {
     assert_eq!(quickstart(None).await, LINES);
 }
@@ -127,19 +117,4 @@ async fn without_an_argument_on_a_file() {
 #[tokio::test]
 async fn on_memory() {
     assert_eq!(quickstart(Some("memory://quickstart".into())).await, LINES);
-}
-
-#[tokio::test]
-async fn on_consul() {
-    on_server(Kind::Consul).await;
-}
-
-#[tokio::test]
-async fn on_etcd() {
-    on_server(Kind::Etcd).await;
-}
-
-#[tokio::test]
-async fn on_zookeeper() {
-    on_server(Kind::ZooKeeper).await;
 }

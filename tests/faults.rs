@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Kind, Server};
+use common::{Kind, Server, on_servers};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use kvactor::{Config, Error, LinkState, Result, Store};
@@ -13,33 +13,6 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
-
-/// Each of these tests once for each server that this build has a driver for.
-macro_rules! on_servers {
-    ($($name:ident)*) => {
-        #[cfg(feature = "consul")]
-        mod consul {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Kind::Consul).await;
-            })*
-        }
-        #[cfg(feature = "etcd")]
-        mod etcd {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Kind::Etcd).await;
-            })*
-        }
-        #[cfg(feature = "zookeeper")]
-        mod zookeeper {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Kind::ZooKeeper).await;
-            })*
-        }
-    };
-}
 
 on_servers! {
     a_loop_of_puts_and_gets_outlives_a_killed_server

@@ -6,38 +6,11 @@
 mod common;
 
 use common::told::{DUE, Told};
-use common::{Kind, Proxy, Server};
+use common::{Kind, Proxy, Server, on_servers};
 use futures_util::StreamExt;
 use futures_util::future::{join_all, try_join_all};
 use kvactor::{Config, Error, LinkState, Store, TreeStream, WatchEvent, WatchStream};
 use std::time::{Duration, Instant};
-
-/// Each of these tests once for each server that this build has a driver for.
-macro_rules! on_servers {
-    ($($name:ident)*) => {
-        #[cfg(feature = "consul")]
-        mod consul {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Kind::Consul).await;
-            })*
-        }
-        #[cfg(feature = "etcd")]
-        mod etcd {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Kind::Etcd).await;
-            })*
-        }
-        #[cfg(feature = "zookeeper")]
-        mod zookeeper {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(super::Kind::ZooKeeper).await;
-            })*
-        }
-    };
-}
 
 on_servers! {
     snapshot_and_stream_join_without_a_gap

@@ -33,6 +33,35 @@ pub use server::{Kind, Server, Setup};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::OnceCell;
 
+/// Each of these tests once for each server that this build has a driver for.
+#[allow(unused_macros)]
+macro_rules! on_servers {
+    ($($name:ident)*) => {
+        #[cfg(feature = "consul")]
+        mod consul {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::common::Kind::Consul).await;
+            })*
+        }
+        #[cfg(feature = "etcd")]
+        mod etcd {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::common::Kind::Etcd).await;
+            })*
+        }
+        #[cfg(feature = "zookeeper")]
+        mod zookeeper {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::common::Kind::ZooKeeper).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_servers;
+
 /// The etcd server that the tests of this binary share.
 pub async fn etcd() -> Option<&'static Server> {
     shared(Kind::Etcd).await

@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 const GUARDIAN: &str = r#"
 trap : HUP INT TERM
 trap '' PIPE
-dir=$(mktemp -d "${TMPDIR:-/tmp}/kvactor-test.XXXXXX") || exit 1
+dir=$(mktemp -d -t kvactor-test.XXXXXX) || exit 1
 echo "$dir"
 server=
 while read -r line; do
