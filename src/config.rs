@@ -129,6 +129,9 @@ pub struct Options {
     pub max_watch_connections: u32,
     /// How many events wait for a subscriber before they are merged by key. 1024.
     pub watch_buffer: u32,
+    /// For how long Consul gives a lock to nobody after its holder's session ended without a release: time for what the holder
+    /// still has on its way to arrive. At most 60 s. 15 s. Locks that are released are free at once.
+    pub lock_delay: Duration,
     /// Consul's data center, where it isn't the agent's own.
     pub datacenter: Option<String>,
 }
@@ -148,6 +151,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(10),
             max_watch_connections: 64,
             watch_buffer: 1024,
+            lock_delay: Duration::from_secs(15),
             datacenter: None,
         }
     }
@@ -180,6 +184,9 @@ impl Options {
         }
         if self.backoff_max < self.backoff_min {
             return Err(Error::invalid_config("backoff_max", "it must not be below `backoff_min`"));
+        }
+        if self.lock_delay > Duration::from_secs(60) {
+            return Err(Error::invalid_config("lock_delay", "it must be at most 60s"));
         }
         if self.idle_timeout < Duration::from_secs(3) {
             return Err(Error::invalid_config("idle_timeout", "it must be at least 3s"));
@@ -327,6 +334,7 @@ impl Config {
             "idle_timeout" => options.idle_timeout = duration(name, value)?,
             "max_watch_connections" => options.max_watch_connections = parsed(name, value, "a whole number")?,
             "watch_buffer" => options.watch_buffer = parsed(name, value, "a whole number")?,
+            "lock_delay" if self.backend == BackendKind::Consul => options.lock_delay = duration(name, value)?,
             "datacenter" if self.backend == BackendKind::Consul => options.datacenter = Some(value.to_owned()),
             // Decoded already, as every parameter's value is.
             "namespace" => self.namespace = decoded_namespace(value)?,
@@ -450,7 +458,7 @@ fn parsed<T: std::str::FromStr>(name: &str, value: &str, expected: &str) -> Resu
 
 fn unknown_parameter(name: &str, backend: BackendKind) -> Error {
     let known = "request_timeout, connect_timeout, session_timeout, lazy, max_in_flight, max_value_size, backoff_min, \
-                 backoff_max, backoff_reset, idle_timeout, max_watch_connections, watch_buffer, namespace, with TLS tls_ca, tls_cert and tls_key, with Consul datacenter";
+                 backoff_max, backoff_reset, idle_timeout, max_watch_connections, watch_buffer, namespace, with TLS tls_ca, tls_cert and tls_key, with Consul datacenter and lock_delay";
     Error::invalid_config(format!("parameter `{name}`"), format!("unknown for {backend}; known are {known}"))
 }
 
@@ -519,6 +527,8 @@ mod tests {
             ("etcd://h/#x", "URL fragment"),
             ("etcd://h?nope=1", "parameter `nope`"),
             ("etcd://h?datacenter=dc1", "parameter `datacenter`"),
+            ("etcd://h?lock_delay=1s", "parameter `lock_delay`"),
+            ("consul://h?lock_delay=61s", "lock_delay"),
             ("etcd://h?request_timeout=3", "parameter `request_timeout`"),
             ("etcd://h?request_timeout=0s", "request_timeout"),
             ("etcd://h?request_timeout=1000years", "request_timeout"),

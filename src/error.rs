@@ -125,6 +125,20 @@ pub enum Error {
         #[source]
         source: Option<Source>,
     },
+    /// Another holds the lock, and the call was not to wait for it, or not for longer.
+    #[error("the lock `{key}` is held: {reason}")]
+    LockHeld {
+        /// The lock's key.
+        key: Arc<str>,
+        /// Who holds it, or how long it was waited for.
+        reason: String,
+    },
+    /// The lock is not, or no longer, held by this very acquisition. Nothing was written.
+    #[error("the lock `{key}` is lost; nothing was written")]
+    LockLost {
+        /// The lock's key.
+        key: Arc<str>,
+    },
     /// The store has been closed.
     #[error("the store is closed")]
     Closed,
@@ -166,6 +180,16 @@ impl Error {
     /// [`Error::KeyModified`] for `key`.
     pub fn key_modified(key: impl AsRef<str>) -> Self {
         Error::KeyModified { key: key.as_ref().into() }
+    }
+
+    /// [`Error::LockHeld`] for `key`.
+    pub fn lock_held(key: impl AsRef<str>, reason: impl Into<String>) -> Self {
+        Error::LockHeld { key: key.as_ref().into(), reason: reason.into() }
+    }
+
+    /// [`Error::LockLost`] for `key`.
+    pub fn lock_lost(key: impl AsRef<str>) -> Self {
+        Error::LockLost { key: key.as_ref().into() }
     }
 
     /// [`Error::InvalidConfig`], naming the offending part.

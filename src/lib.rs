@@ -74,7 +74,10 @@ mod watch;
 mod watch_tests;
 
 pub use actors::connection::Connection;
-pub use backend::{Backend, Change, Connector, Lease, Position, Target, Update, Updates};
+pub use backend::{
+    Backend, Bid, Change, Connector, Grant, Holder, Lease, Locking, Place, Position, Progress, Standing, Target,
+    Update, Updates,
+};
 pub use config::{Config, Credentials, Endpoint, Options, TlsConfig};
 pub use error::{Error, Result, Source};
 pub use key::{Dir, Key, Namespace};

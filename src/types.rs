@@ -336,6 +336,10 @@ pub struct Capabilities {
     pub min_ttl: Duration,
     /// Longest TTL of a key.
     pub max_ttl: Duration,
+    /// Shortest TTL of a lock. ZooKeeper's servers have bounds of their own within these, 4 s and 40 s by default.
+    pub min_lock_ttl: Duration,
+    /// Longest TTL of a lock.
+    pub max_lock_ttl: Duration,
     /// Whether `delete_tree` removes all keys at one moment. ZooKeeper removes them in batches.
     pub atomic_delete_tree: bool,
     /// Whether a key with a TTL may have keys beneath it. ZooKeeper's may not.
@@ -356,6 +360,8 @@ impl Capabilities {
             max_value_size: 64 * 1024 * 1024,
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(10 * 365 * 24 * 3600),
+            min_lock_ttl: Duration::from_secs(1),
+            max_lock_ttl: Duration::from_secs(24 * 3600),
             atomic_delete_tree: true,
             ttl_on_directories: true,
             exact_versions: true,

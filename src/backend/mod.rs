@@ -6,6 +6,7 @@ pub(crate) mod consul;
 pub(crate) mod embedded;
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
+pub(crate) mod lock;
 #[cfg(feature = "zookeeper")]
 pub(crate) mod zookeeper;
 
@@ -18,6 +19,7 @@ use crate::types::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::LocalBoxStream;
+pub use lock::{Bid, Grant, Holder, Locking, Place, Progress, Standing};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +157,11 @@ pub trait Backend: 'static {
     /// [`Error::Unreachable`], here and as the last item of the stream, where watching again may succeed; any other kind
     /// where it can't, as [`Error::PermissionDenied`].
     async fn watch(&self, target: &Target, after: Option<&Position>) -> Result<Updates>;
+
+    /// The steps of a lock, where the backend has locks; none by default.
+    fn locks(&self) -> Option<&dyn Locking> {
+        None
+    }
 
     /// Waits until the driver notices by itself that the link is down, and returns why. A driver that notices only by the
     /// failure of calls waits for ever, as this default does.
