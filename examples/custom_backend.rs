@@ -40,6 +40,7 @@ pub struct MapConnector {
 impl Connector for MapConnector {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new(BackendKind::Custom);
+        capabilities.locks = false;
         capabilities.every_revision = false;
         capabilities
     }

@@ -4,6 +4,7 @@ use crate::actors::lease::Leases;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
+use crate::lock::LockOptions;
 use crate::types::{Capabilities, Check, Condition, ListOptions, MAX_TXN_OPERATIONS, Operation, PutOptions, Version};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
@@ -77,11 +78,37 @@ impl Rules {
         Err(Error::unsupported(format!("a TTL of {ttl:?}: {backend} keeps one from {min_ttl:?} to {max_ttl:?}")))
     }
 
+    /// What may be asked of a lock.
+    pub(crate) fn lock(&self, key: &Key, options: &LockOptions) -> Result<()> {
+        self.path(key)?;
+        self.value(key, &options.value)?;
+        let Capabilities { locks, min_lock_ttl, max_lock_ttl, backend, .. } = &self.capabilities;
+        if !locks {
+            return Err(Error::unsupported(format!("{backend} has no locks")));
+        }
+        if (*min_lock_ttl..=*max_lock_ttl).contains(&options.ttl) {
+            return Ok(());
+        }
+        let reason = format!(
+            "a lock with a TTL of {:?}: {backend} keeps one from {min_lock_ttl:?} to {max_lock_ttl:?}",
+            options.ttl
+        );
+        Err(Error::unsupported(reason))
+    }
+
     pub(crate) fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<()> {
+        self.txn_of(MAX_TXN_OPERATIONS, checks, operations)
+    }
+
+    /// As [`txn`](Self::txn); the check of the lock is one of those that are allowed.
+    pub(crate) fn guarded(&self, checks: &[Check], operations: &[Operation]) -> Result<()> {
+        self.txn_of(MAX_TXN_OPERATIONS - 1, checks, operations)
+    }
+
+    fn txn_of(&self, most: usize, checks: &[Check], operations: &[Operation]) -> Result<()> {
         let size = checks.len() + operations.len();
-        if size > MAX_TXN_OPERATIONS {
-            let reason =
-                format!("a transaction of {size} checks and operations; at most {MAX_TXN_OPERATIONS} are allowed");
+        if size > most {
+            let reason = format!("a transaction of {size} checks and operations; at most {most} are allowed");
             return Err(Error::unsupported(reason));
         }
         for check in checks {

@@ -52,6 +52,7 @@ mod actors;
 mod backend;
 mod backoff;
 mod call;
+mod clock;
 mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -60,6 +61,7 @@ mod error;
 mod flaky;
 mod key;
 mod link;
+mod lock;
 pub mod messages;
 #[cfg(all(test, feature = "memory"))]
 mod resilience_tests;
@@ -81,6 +83,7 @@ pub use backend::{
 pub use config::{Config, Credentials, Endpoint, Options, TlsConfig};
 pub use error::{Error, Result, Source};
 pub use key::{Dir, Key, Namespace};
+pub use lock::{LockEvent, LockEvents, LockGuard, LockOptions};
 pub use store::{DeleteTreeOptions, Store};
 pub use types::{
     BackendKind, Capabilities, Check, Condition, Consistency, Depth, Expected, KvPair, LinkState, ListOptions,

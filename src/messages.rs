@@ -19,10 +19,11 @@
 //! ```
 
 use crate::actors::lease::Leases;
-use crate::backend::Backend;
+use crate::backend::{Backend, Holder, locking};
 use crate::call::{Call, Rules};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
+use crate::lock::{Hold, LockEvent, LockGuard, LockOptions};
 use crate::types::{
     Check, Consistency, Expected, KvPair, ListOptions, Operation, OperationResult, Page, PutOptions, TxnOutcome,
     Version, Written,
@@ -31,6 +32,7 @@ use crate::watch::{Subscription, TreeEvent, WatchEvent};
 use actix::{Message, Recipient};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
+use std::sync::Arc;
 
 /// A call that the connection carries out on the backend. Implemented by the messages of this module only.
 pub trait Request:
@@ -366,18 +368,89 @@ impl Call<TxnOutcome> for Txn {
         rules.txn(&self.checks, &self.operations)
     }
     fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
-        Box::pin(async move {
-            let known: Vec<_> = self.operations.iter().map(|operation| leases.known(operation.key())).collect();
-            let outcome = backend.txn(&self.checks, &self.operations).await?;
-            let TxnOutcome::Committed(results) = &outcome else { return Ok(outcome) };
-            for ((operation, result), known) in self.operations.iter().zip(results).zip(known) {
-                match result {
-                    OperationResult::Put(version) => leases.overwritten(operation.key(), version),
-                    OperationResult::Deleted => leases.deleted(operation.key(), known),
-                }
-            }
-            Ok(outcome)
+        Box::pin(committed(leases, &self.operations, backend.txn(&self.checks, &self.operations)))
+    }
+}
+
+/// Makes changes, and tells the leases of what is no longer theirs.
+async fn committed(
+    leases: &Leases,
+    operations: &[Operation],
+    txn: impl Future<Output = Result<TxnOutcome>>,
+) -> Result<TxnOutcome> {
+    let known: Vec<_> = operations.iter().map(|operation| leases.known(operation.key())).collect();
+    let outcome = txn.await?;
+    let TxnOutcome::Committed(results) = &outcome else { return Ok(outcome) };
+    for ((operation, result), known) in operations.iter().zip(results).zip(known) {
+        match result {
+            OperationResult::Put(version) => leases.overwritten(operation.key(), version),
+            OperationResult::Deleted => leases.deleted(operation.key(), known),
+        }
+    }
+    Ok(outcome)
+}
+
+/// A transaction at a moment at which a lock is held: [`LockGuard::txn`](crate::LockGuard::txn).
+pub(crate) struct Guarded {
+    pub(crate) hold: Arc<Hold>,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) operations: Vec<Operation>,
+}
+request!(Guarded => TxnOutcome);
+
+impl Call<TxnOutcome> for Guarded {
+    const NAME: &'static str = "guarded";
+    const WRITES: bool = true;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        self.hold.require()?;
+        rules.guarded(&self.checks, &self.operations)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
+        let guarded = async {
+            self.hold.require()?;
+            let Hold { bid, place, .. } = &*self.hold;
+            locking(backend)?.guarded(bid, place, &self.checks, &self.operations).await
+        };
+        Box::pin(committed(leases, &self.operations, guarded))
+    }
+}
+
+/// Changes what a held lock's key has as its value: [`LockGuard::publish`](crate::LockGuard::publish).
+pub(crate) struct Publish {
+    pub(crate) hold: Arc<Hold>,
+    pub(crate) value: Bytes,
+}
+request!(Publish => ());
+
+impl Call<()> for Publish {
+    const NAME: &'static str = "publish";
+    const WRITES: bool = true;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        self.hold.require()?;
+        rules.value(self.hold.key(), &self.value)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(async {
+            self.hold.require()?;
+            locking(backend)?.publish(&self.hold.bid, &self.hold.place, &self.value).await
         })
+    }
+}
+
+/// Asks who holds a lock: [`Store::observe_leader`](crate::Store::observe_leader) does.
+pub(crate) struct HolderOf {
+    pub(crate) key: Key,
+}
+request!(HolderOf => Option<Holder>);
+
+impl Call<Option<Holder>> for HolderOf {
+    const NAME: &'static str = "holder";
+    const WRITES: bool = false;
+    fn check(&self, rules: &Rules) -> Result<()> {
+        rules.path(&self.key)
+    }
+    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<Option<Holder>>> {
+        Box::pin(async { locking(backend)?.holder(&self.key).await })
     }
 }
 
@@ -471,4 +544,31 @@ pub struct Close;
 
 impl Message for Close {
     type Result = Result<()>;
+}
+
+/// Gets a lock: [`Store::lock_with`](crate::Store::lock_with). The reply comes when the lock is held, however long that takes; a
+/// sender who doesn't wait for it any longer is noticed when the lock is got, which is then given back.
+#[derive(Clone)]
+pub struct Lock {
+    /// The lock's key.
+    pub key: Key,
+    /// TTL, value and patience.
+    pub options: LockOptions,
+    /// Who is told what becomes of the lock while the guard lives, if anybody is.
+    pub subscriber: Option<Recipient<LockEvent>>,
+}
+
+impl Lock {
+    /// A wish for the lock `key` with the default options. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(Lock { key: key.try_into()?, options: LockOptions::default(), subscriber: None })
+    }
+}
+
+impl Message for Lock {
+    type Result = Result<LockGuard>;
 }

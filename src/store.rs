@@ -1,7 +1,9 @@
 //! [`Store`]: the handle that people hold.
 
-use crate::actors::connection::{Calls, Connection, Subscribe, Timed};
+use crate::actors::connection::{Calls, Connection, Subscribe, acquire, call, send};
+use crate::actors::errand::Errands;
 use crate::actors::lease::Leases;
+use crate::actors::locks::Locks;
 use crate::actors::watchers::Watchers;
 use crate::backend::{self, Connector, Target};
 use crate::call::Rules;
@@ -9,6 +11,7 @@ use crate::config::{Config, MAX_TIMEOUT, Options};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::link::link;
+use crate::lock::{LockGuard, LockOptions};
 use crate::messages::{
     AtomicDelete, AtomicPut, Close, Delete, DeleteTree, Exists, Get, List, ListKeys, Put, Request, Txn,
 };
@@ -19,7 +22,7 @@ use crate::types::{
     TxnOutcome, Version, Written,
 };
 use crate::watch::{Events, TreeStream, WatchStream};
-use actix::{Actor, Addr, Handler, MailboxError, Message};
+use actix::{Actor, Addr};
 use bytes::Bytes;
 use futures_util::Stream;
 use std::fmt;
@@ -27,7 +30,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
 /// A key/value store on one of the backends: the handle that programs hold.
@@ -84,9 +86,6 @@ pub struct DeleteTreeOptions {
 /// How long the store's actors may take to start. Only a thread that is blocked, or a system that isn't run, takes long.
 const START: Duration = Duration::from_secs(10);
 
-/// How long a caller waits beyond its deadline for the actor's own word. Only an actor whose thread is blocked needs it.
-const GRACE: Duration = Duration::from_millis(100);
-
 impl Store {
     /// Opens the store that a URL describes; see [`Config`] for URLs.
     ///
@@ -132,13 +131,15 @@ impl Store {
         let weak = open.downgrade();
         runtime::spawn(move || async move {
             let (link, view, reports) = link();
-            let leases = Leases::new(view.clone(), timeout);
+            let errands = Errands::new(view.clone(), timeout);
+            let leases = Leases::new(errands.clone());
             let watchers = Watchers::new(view.clone(), &options, status_sender.clone());
-            let calls = Rc::new(Calls::new(view, leases.clone(), watchers, rules, &options));
+            let locks = Locks::new(errands, watchers.clone(), status_sender.clone());
+            let calls = Rc::new(Calls::new(view, leases.clone(), watchers, locks.clone(), rules, &options));
             let _ = started.send(Connection::new(calls.clone(), weak).start());
             let (status, supervised) = (status_sender, calls.clone());
             let supervisor =
-                Supervisor { connector, options, link, status, reports, closing, leases, calls: supervised };
+                Supervisor { connector, options, link, status, reports, closing, leases, locks, calls: supervised };
             supervisor.run(opened).await;
             calls.drained().await;
         })?;
@@ -489,6 +490,64 @@ impl Store {
         Ok(TreeStream::new(self.subscribe(Target::Tree(dir.try_into()?)).await?))
     }
 
+    /// Gets the lock `key`, waiting for it as long as it takes. All is as with [`lock_with`](Store::lock_with).
+    ///
+    /// # Errors
+    /// As [`lock_with`](Store::lock_with).
+    pub async fn lock<K>(&self, key: K) -> Result<LockGuard>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.lock_with(key, LockOptions::default()).await
+    }
+
+    /// Gets the lock `key` if nobody holds it, without waiting.
+    ///
+    /// # Errors
+    /// [`Error::LockHeld`] where somebody does; otherwise as [`lock_with`](Store::lock_with).
+    pub async fn try_lock<K>(&self, key: K) -> Result<LockGuard>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.lock_with(key, LockOptions { timeout: Some(Duration::ZERO), ..LockOptions::default() }).await
+    }
+
+    /// Gets the lock `key`, with options: at one moment at most one guard of a key is held, among all stores and programs that
+    /// use the same servers. [`LockGuard`] says what can be relied on while it is held, and when it is lost.
+    ///
+    /// - **Waiting**: those who wait are served in the order in which they came, on etcd and ZooKeeper among all programs, on the others
+    ///   within this store. They wait as one: a store has one contender for a lock at the server, however many want it.
+    /// - **The key** has [`LockOptions::value`] as its value while the lock is held, and doesn't exist otherwise. Don't write or
+    ///   delete it by other calls: that neither takes the lock away in order nor gives it.
+    /// - **Connection loss**: waiting goes on over lost connections and restarted servers.
+    /// - **Cancel safety**: dropping this future leaves no contender behind, at whatever moment.
+    ///
+    /// | backend | what the lock is at the server | who else can take part |
+    /// |---|---|---|
+    /// | etcd | a key `<key>/<lease in hex>`, the oldest holds the lock | `etcdctl lock`, `etcdctl elect` and Go's `concurrency` package on the same name |
+    /// | Consul | the key itself, held by a session | Consul's Go API on the same key; `consul lock PREFIX` is the key `PREFIX/.lock` |
+    /// | ZooKeeper | an ephemeral sequential znode beneath the key's, the lowest holds the lock | kazoo's `Lock` and `Election` on the same path |
+    /// | local, memory | the key itself | stores of the same process |
+    ///
+    /// # Errors
+    /// - [`Error::LockHeld`] where it was not got within [`LockOptions::timeout`], or where this very task holds it;
+    /// - [`Error::KeyExists`] where an ordinary key is there; [`Error::Unsupported`] where it is another kind of lock, as a semaphore;
+    /// - [`Error::Unsupported`] for a TTL outside of the backend's bounds, which it names;
+    /// - [`Error::InvalidKey`], [`Error::ValueTooLarge`], [`Error::PermissionDenied`], [`Error::Unauthenticated`], [`Error::Backend`]
+    ///   and [`Error::Closed`] as with all calls; with a `timeout` also [`Error::Unreachable`].
+    pub async fn lock_with<K>(&self, key: K, options: LockOptions) -> Result<LockGuard>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        let key = key.try_into()?;
+        self.open_or_closed()?;
+        let got = acquire(&self.shared.connection, key, options).await?;
+        Ok(LockGuard::new(got, self.addr(), self.timeout))
+    }
+
     /// Closes the store for all handles: tells watchers that it is closed, refuses further calls, deletes the keys that it kept alive, ends its session and its
     /// threads and sockets. Writes that are still on their way fail with [`Error::Indeterminate`].
     ///
@@ -501,34 +560,26 @@ impl Store {
     }
 
     async fn call<R: Request>(&self, request: R) -> Result<R::Reply> {
-        let (timeout, deadline) = (self.timeout, Instant::now() + self.timeout);
-        let lost = |reason: &'static str, error| if R::WRITES { Error::indeterminate(reason) } else { error };
-        match self.send(Timed { request, timeout, deadline }, deadline).await? {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(lost("the store was closed during the call", Error::Closed)),
-            Err(_) => Err(lost("the thread of the store's actors does not answer", Error::Timeout { after: timeout })),
-        }
+        self.open_or_closed()?;
+        call(&self.shared.connection, self.timeout, request).await
     }
 
     async fn subscribe(&self, target: Target) -> Result<Events> {
+        self.open_or_closed()?;
         let (timeout, deadline) = (self.timeout, Instant::now() + self.timeout);
-        match self.send(Subscribe { target, timeout, deadline }, deadline).await? {
+        match send(&self.shared.connection, Subscribe { target, timeout, deadline }, deadline).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Closed),
             Err(_) => Err(Error::Timeout { after: timeout }),
         }
     }
 
-    /// Sends a message to the store's actor, unless the store is closed, and awaits its reply a little beyond the deadline.
-    async fn send<M>(&self, message: M, deadline: Instant) -> Result<Result<Result<M::Result, MailboxError>, Elapsed>>
-    where
-        M: Message<Result: Send> + Send + 'static,
-        Connection: Handler<M>,
-    {
-        if self.shared.status.borrow().link == LinkState::Closed || !self.shared.connection.connected() {
-            return Err(Error::Closed);
+    /// Fails where the store is closed.
+    fn open_or_closed(&self) -> Result<()> {
+        match self.shared.status.borrow().link == LinkState::Closed || !self.shared.connection.connected() {
+            true => Err(Error::Closed),
+            false => Ok(()),
         }
-        Ok(timeout_at(deadline + GRACE, self.shared.connection.send(message)).await)
     }
 }
 

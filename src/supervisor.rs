@@ -6,6 +6,7 @@
 
 use crate::actors::connection::{Calls, panic_text};
 use crate::actors::lease::Leases;
+use crate::actors::locks::Locks;
 use crate::backend::{Backend, Connector};
 use crate::backoff::Pauses;
 use crate::config::Options;
@@ -34,6 +35,7 @@ pub(crate) struct Supervisor {
     /// Closes the store when something arrives, or when all senders are gone.
     pub(crate) closing: mpsc::Receiver<Closing>,
     pub(crate) leases: Leases,
+    pub(crate) locks: Locks,
     pub(crate) calls: Rc<Calls>,
 }
 
@@ -46,6 +48,8 @@ pub(crate) fn initial_status(connector: &dyn Connector) -> Status {
         session: None,
         restarts: 0,
         watches: 0,
+        locks: 0,
+        registrations: 0,
         last_error: None,
     }
 }
@@ -197,6 +201,11 @@ impl Supervisor {
         // From here on new calls are refused, and those on their way end: none of them leaves a lease behind.
         self.link.send_replace(Link::Closed);
         self.calls.ended().await;
+        self.end_step("locks", async {
+            self.locks.close(session).await;
+            Ok(())
+        })
+        .await;
         self.end_step("leases", async {
             self.leases.close(session).await;
             Ok(())

@@ -336,6 +336,8 @@ pub struct Capabilities {
     pub min_ttl: Duration,
     /// Longest TTL of a key.
     pub max_ttl: Duration,
+    /// Whether the backend has locks, and with them elections.
+    pub locks: bool,
     /// Shortest TTL of a lock. ZooKeeper's servers have bounds of their own within these, 4 s and 40 s by default.
     pub min_lock_ttl: Duration,
     /// Longest TTL of a lock.
@@ -360,6 +362,7 @@ impl Capabilities {
             max_value_size: 64 * 1024 * 1024,
             min_ttl: Duration::from_secs(1),
             max_ttl: Duration::from_secs(10 * 365 * 24 * 3600),
+            locks: true,
             min_lock_ttl: Duration::from_secs(1),
             max_lock_ttl: Duration::from_secs(24 * 3600),
             atomic_delete_tree: true,
@@ -399,6 +402,10 @@ pub struct Status {
     pub restarts: u64,
     /// How many keys and directories are watched, each once however many subscribed to it.
     pub watches: usize,
+    /// How many locks are held or waited for, candidacies included.
+    pub locks: usize,
+    /// How many keys are registered: [`Store::register`](crate::Store::register).
+    pub registrations: usize,
     /// Why the link is down, or was last.
     pub last_error: Option<Error>,
 }

@@ -1,22 +1,27 @@
 //! [`Connection`]: the actor that takes a store's messages and carries them out on the session of the moment.
 
 use crate::actors::lease::Leases;
+use crate::actors::lock::Acquired;
+use crate::actors::locks::Locks;
 use crate::actors::watchers::Watchers;
 use crate::backend::Target;
 use crate::backoff::Pauses;
 use crate::call::Rules;
 use crate::config::Options;
 use crate::error::{Error, Result};
+use crate::key::Key;
 use crate::link::{Doubt, LinkView, Session};
-use crate::messages::{Close, Request, Watch, WatchTree};
+use crate::lock::{LockGuard, LockOptions, Owner};
+use crate::messages::{Close, Lock, Request, Watch, WatchTree};
 use crate::supervisor::Closing;
 use crate::watch::{Events, Subscription, TreeStream, WatchStream};
-use actix::{Actor, Context, Handler, Message, ResponseFuture};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, MailboxError, Message, ResponseFuture};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{Instrument, debug_span, warn};
 
@@ -135,11 +140,95 @@ impl Handler<WatchTree> for Connection {
     }
 }
 
+/// How long a caller waits beyond its deadline for the actor's own word. Only an actor whose thread is blocked needs it.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Sends a call to a store's actor and awaits its reply.
+pub(crate) async fn call<R: Request>(connection: &Addr<Connection>, timeout: Duration, request: R) -> Result<R::Reply> {
+    let deadline = Instant::now() + timeout;
+    let lost = |reason: &'static str, error| if R::WRITES { Error::indeterminate(reason) } else { error };
+    match send(connection, Timed { request, timeout, deadline }, deadline).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(lost("the store was closed during the call", Error::Closed)),
+        Err(_) => Err(lost("the thread of the store's actors does not answer", Error::Timeout { after: timeout })),
+    }
+}
+
+/// Sends a message to a store's actor and awaits its reply a little beyond the deadline.
+pub(crate) async fn send<M>(
+    connection: &Addr<Connection>,
+    message: M,
+    deadline: Instant,
+) -> std::result::Result<std::result::Result<M::Result, MailboxError>, Elapsed>
+where
+    M: Message<Result: Send> + Send + 'static,
+    Connection: Handler<M>,
+{
+    timeout_at(deadline + GRACE, connection.send(message)).await
+}
+
+/// A wish for a lock, as [`Store`](crate::Store) sends it. Who drops the other end of `reply` doesn't want it any more.
+pub(crate) struct Acquire {
+    pub(crate) key: Key,
+    pub(crate) options: LockOptions,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) reply: oneshot::Sender<Result<Acquired>>,
+}
+
+impl Message for Acquire {
+    type Result = ();
+}
+
+impl Handler<Acquire> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, acquire: Acquire, _: &mut Context<Self>) {
+        let calls = self.calls.clone();
+        actix_rt::spawn(async move {
+            let Acquire { key, options, owner, mut reply } = acquire;
+            let got = tokio::select! {
+                biased;
+                () = reply.closed() => return,
+                got = calls.acquire(&key, options, owner) => got,
+            };
+            // One that nobody takes is given back by its drop.
+            let _ = reply.send(got);
+        });
+    }
+}
+
+impl Handler<Lock> for Connection {
+    type Result = ResponseFuture<Result<LockGuard>>;
+
+    fn handle(&mut self, Lock { key, options, subscriber }: Lock, context: &mut Context<Self>) -> Self::Result {
+        let (calls, connection) = (self.calls.clone(), context.address());
+        Box::pin(async move {
+            let got = calls.acquire(&key, options, None).await?;
+            let guard = LockGuard::new(got, connection, calls.timeout);
+            Ok(match subscriber {
+                Some(subscriber) => {
+                    let forwarder = calls.watchers.forward(guard.events(), subscriber);
+                    guard.with_forwarder(forwarder)
+                }
+                None => guard,
+            })
+        })
+    }
+}
+
+/// Sends a wish for a lock to a store's actor and awaits what comes of it.
+pub(crate) async fn acquire(connection: &Addr<Connection>, key: Key, options: LockOptions) -> Result<Acquired> {
+    let (reply, wait) = oneshot::channel();
+    connection.do_send(Acquire { key, options, owner: Some(Owner::current()), reply });
+    wait.await.unwrap_or(Err(Error::Closed))
+}
+
 /// What every call needs.
 pub(crate) struct Calls {
     link: LinkView,
     leases: Leases,
     watchers: Watchers,
+    locks: Locks,
     rules: Rules,
     timeout: Duration,
     /// One for each call that may be with the server at once.
@@ -153,10 +242,17 @@ pub(crate) struct Calls {
 const MAX_CLOSERS: u32 = 64;
 
 impl Calls {
-    pub(crate) fn new(link: LinkView, leases: Leases, watchers: Watchers, rules: Rules, options: &Options) -> Self {
+    pub(crate) fn new(
+        link: LinkView,
+        leases: Leases,
+        watchers: Watchers,
+        locks: Locks,
+        rules: Rules,
+        options: &Options,
+    ) -> Self {
         let (timeout, max_in_flight) = (options.request_timeout, options.max_in_flight);
         let (permits, closers) = (Semaphore::new(max_in_flight as usize), Semaphore::new(MAX_CLOSERS as usize));
-        Calls { link, leases, watchers, rules, timeout, permits, max_in_flight, closers }
+        Calls { link, leases, watchers, locks, rules, timeout, permits, max_in_flight, closers }
     }
 
     /// Subscribes to a target, unless it is one that must not be.
@@ -166,6 +262,12 @@ impl Calls {
             Target::Tree(dir) => self.rules.path(dir)?,
         }
         self.watchers.subscribe(target, timeout, deadline).await
+    }
+
+    /// Gets a lock, unless it is one that must not be asked for.
+    async fn acquire(&self, key: &Key, options: LockOptions, owner: Option<Owner>) -> Result<Acquired> {
+        self.rules.lock(key, &options)?;
+        self.locks.acquire(key, options, owner).await
     }
 
     async fn subscribe_by_default(&self, target: &Target) -> Result<Events> {

@@ -1,19 +1,18 @@
 //! [`Leases`]: the keys with a TTL that this store wrote. Each has a task that renews its lease and ends it in time.
 
+use super::errand::Errands;
 use crate::backend::Lease;
-use crate::backoff::Pauses;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::key::{Dir, Key};
-use crate::link::{Doubt, LinkView, Session, far_future};
+use crate::link::{Session, far_future};
 use crate::types::Version;
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 /// How many leases are ended at once when the store closes.
@@ -23,9 +22,7 @@ const ENDED_AT_ONCE: usize = 64;
 #[derive(Clone)]
 pub struct Leases {
     kept: Rc<RefCell<HashMap<Key, Kept>>>,
-    link: LinkView,
-    /// How long one request may take.
-    timeout: Duration,
+    errands: Errands,
 }
 
 /// A lease with the task that looks after it.
@@ -82,19 +79,19 @@ impl Schedule {
 }
 
 impl Leases {
-    pub(crate) fn new(link: LinkView, timeout: Duration) -> Self {
-        Leases { kept: Rc::default(), link, timeout }
+    pub(crate) fn new(errands: Errands) -> Self {
+        Leases { kept: Rc::default(), errands }
     }
 
     /// Looks after the lease of a key that was written just now; the lease of the write before is ended.
     ///
     /// Answers may come in another order than the writes were made in: the later write, which the versions tell, stays.
     pub(crate) fn keep(&self, lease: Lease, ttl: Duration, keep_alive: bool) {
-        let session = self.link.session_number();
+        let session = self.errands.link().session_number();
         if self.is_past(&lease.key, &lease.version, session) {
             return self.end_in_background(lease);
         }
-        if self.link.is_closed() {
+        if self.errands.link().is_closed() {
             return;
         }
         let schedule = Schedule::new(&lease, ttl, keep_alive);
@@ -130,7 +127,7 @@ impl Leases {
 
     /// The key was written in this version: nothing is left of the TTLs of versions before.
     pub(crate) fn overwritten(&self, key: &Key, written: &Version) {
-        if !self.is_past(key, written, self.link.session_number()) {
+        if !self.is_past(key, written, self.errands.link().session_number()) {
             self.forget(key);
         }
     }
@@ -150,7 +147,7 @@ impl Leases {
     pub(crate) async fn close(&self, session: &Session) {
         let kept: Vec<Kept> = self.kept.borrow_mut().drain().map(|(_, kept)| kept).collect();
         let ends = kept.iter().filter(|kept| kept.keep_alive).map(|kept| async move {
-            let ended = timeout(self.timeout, session.backend.expire(&kept.lease)).await;
+            let ended = timeout(self.errands.timeout(), session.backend.expire(&kept.lease)).await;
             debug!(key = %kept.lease.key, ?ended, "ended a lease with the store");
         });
         stream::iter(ends).buffer_unordered(ENDED_AT_ONCE).collect::<Vec<()>>().await;
@@ -186,77 +183,17 @@ impl Leases {
         }
     }
 
+    /// A renewal or an end does no harm when it is done twice: it is repeated until the server has answered, or has let the
+    /// lease go in any case.
     async fn renew(&self, lease: &Lease) -> Result<()> {
-        let patience = lease.renew_within.saturating_add(self.timeout);
-        self.until_answered(Errand::Renew, lease, patience).await
+        let patience = lease.renew_within.saturating_add(self.errands.timeout());
+        self.errands.until_answered(patience, async |session| session.backend.renew(lease).await).await
     }
 
     async fn expire(&self, lease: &Lease) {
-        let patience = lease.outlives_process_by.saturating_add(self.timeout);
-        let ended = self.until_answered(Errand::Expire, lease, patience).await;
+        let patience = lease.outlives_process_by.saturating_add(self.errands.timeout());
+        let ended = self.errands.until_answered(patience, async |session| session.backend.expire(lease).await).await;
         debug!(key = %lease.key, ?ended, "a lease was ended");
-    }
-
-    /// Renewals and ends do no harm when they are done twice: they are repeated until the server answered, or until it has
-    /// let the lease go in any case.
-    async fn until_answered(&self, errand: Errand, lease: &Lease, patience: Duration) -> Result<()> {
-        let give_up = Instant::now().checked_add(patience).unwrap_or_else(far_future);
-        let mut pauses = Pauses::new(Duration::from_millis(20), Duration::from_secs(1));
-        while Instant::now() < give_up {
-            match self.link.session(give_up).await {
-                Ok(session) => match self.ask(errand, &session, lease).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) if is_final(&error) => return Err(error),
-                    Err(_) => {}
-                },
-                Err(Error::Closed) => return Err(Error::Closed),
-                // What the server says while it comes up again, of our credentials say, isn't its last word.
-                Err(_) => {}
-            }
-            sleep(pauses.next()).await;
-        }
-        Err(Error::Timeout { after: patience })
-    }
-
-    /// One attempt. The supervisor hears of a failure that puts the session in doubt.
-    async fn ask(&self, errand: Errand, session: &Session, lease: &Lease) -> Result<()> {
-        let answer = AssertUnwindSafe(errand.run(session, lease)).catch_unwind();
-        let (error, doubt) = match timeout(self.timeout, answer).await {
-            Ok(Ok(Ok(()))) => return Ok(()),
-            Ok(Ok(Err(error))) if is_final(&error) => return Err(error),
-            Ok(Ok(Err(error))) => (error.clone(), Doubt::Unreachable(error)),
-            Ok(Err(_)) => {
-                let error = Error::backend("the driver panicked over a lease");
-                (error.clone(), Doubt::Panicked(error))
-            }
-            Err(_) => {
-                let error = Error::Timeout { after: self.timeout };
-                (error.clone(), Doubt::Unreachable(error))
-            }
-        };
-        self.link.report(session.number, doubt);
-        Err(error)
-    }
-}
-
-/// Whether asking again would get the same answer.
-fn is_final(error: &Error) -> bool {
-    matches!(error, Error::KeyNotFound { .. } | Error::Unsupported { .. } | Error::Closed)
-}
-
-/// What is done with a lease at the server.
-#[derive(Clone, Copy, Debug)]
-enum Errand {
-    Renew,
-    Expire,
-}
-
-impl Errand {
-    async fn run(self, session: &Session, lease: &Lease) -> Result<()> {
-        match self {
-            Errand::Renew => session.backend.renew(lease).await,
-            Errand::Expire => session.backend.expire(lease).await,
-        }
     }
 }
 

@@ -57,9 +57,9 @@ pub trait Locking {
     async fn wait(&self, bid: &Bid, place: &Place) -> Result<()>;
 
     /// Takes the contender away, held or waiting, with the value that it published: what this very bid made and nothing else.
-    /// With [`Progress::Unknown`] it is looked for by the nonce. One that is gone already is no error. Leaving twice is as good
+    /// With [`Progress::Unknown`] it is looked for by the nonce. Returns whether it was there. Leaving twice is as good
     /// as once, so that a lost answer is [`Error::Unreachable`](crate::Error::Unreachable).
-    async fn leave(&self, bid: &Bid, progress: &Progress) -> Result<()>;
+    async fn leave(&self, bid: &Bid, progress: &Progress) -> Result<bool>;
 
     /// As [`txn`](crate::Backend::txn), at a moment at which the lock is held by the contender at `place`.
     ///
@@ -114,6 +114,15 @@ pub enum Progress {
     Unknown,
     /// There was one, when it was last heard of.
     Placed(Place),
+}
+
+impl Progress {
+    /// A request that may make a contender is on its way.
+    pub(crate) fn sent(&mut self) {
+        if *self == Progress::New {
+            *self = Progress::Unknown;
+        }
+    }
 }
 
 /// Where a bid's contender stands. Drivers put in it what they need to find it again.

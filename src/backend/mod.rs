@@ -48,6 +48,14 @@ pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
     }
 }
 
+/// The driver's steps for locks.
+///
+/// # Errors
+/// [`Error::Unsupported`] where it has none.
+pub(crate) fn locking(backend: &dyn Backend) -> Result<&dyn Locking> {
+    backend.locks().ok_or_else(|| Error::unsupported("this backend has no locks"))
+}
+
 /// Opens sessions with a backend. A store keeps one connector for life and asks it for a new [`Backend`] whenever the
 /// session before was lost.
 #[async_trait(?Send)]

@@ -45,6 +45,7 @@ mod fixture;
 mod keys;
 mod limits;
 mod list;
+mod lock;
 mod model;
 mod read;
 mod support;
@@ -255,6 +256,27 @@ macro_rules! for_each_conformance_case {
                 keep_alive_ends_with_a_later_ttl
                 keep_alive_ends_with_a_delete
                 keep_alive_without_a_ttl
+            }
+            lock {
+                a_lock_has_one_holder
+                tokens_of_a_lock_grow
+                a_held_lock_is_a_key_with_its_holders_value
+                a_holder_publishes_another_value
+                try_lock_does_not_wait
+                waiting_for_a_lock_ends_in_time
+                a_task_does_not_wait_for_itself
+                waiters_of_a_store_are_served_in_order
+                who_gives_up_waiting_leaves_nothing
+                a_dropped_guard_gives_the_lock_back
+                guarded_writes_are_made_while_the_lock_is_held
+                the_largest_guarded_transaction
+                an_ordinary_key_is_no_lock
+                a_lock_beside_keys_beneath_it
+                watch_tells_who_holds_a_lock
+                a_lock_tells_of_its_end
+                closing_gives_locks_back
+                refused_locks
+                counting_under_a_lock
             }
             watch {
                 watch_opens_with_the_state

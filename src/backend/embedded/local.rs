@@ -317,7 +317,7 @@ impl File {
                 Remaining::Over => stored.expired.push(path),
                 Remaining::Until(expires) => {
                     let value = Bytes::copy_from_slice(value);
-                    stored.entries.push((path, Entry { value, revision, expires }));
+                    stored.entries.push((path, Entry::new(value, revision, expires)));
                 }
             }
         }
@@ -336,7 +336,7 @@ impl File {
             for Change { path, entry, .. } in changes {
                 match entry {
                     Some(entry) => {
-                        let row = (entry.revision, unix_millis(entry.expires), entry.value.as_ref());
+                        let row = (entry.revision, stored_expiry(entry), entry.value.as_ref());
                         entries.insert(path.as_ref(), row)?;
                     }
                     None => drop(entries.remove(path.as_ref())?),
@@ -403,10 +403,19 @@ fn remaining(expires: u64) -> Remaining {
 }
 
 /// The wall-clock time of an instant, for the file. Rounded up: a key never goes before its time.
+/// An expiry that is over whenever it is read.
+const OVER: u64 = 1;
+
+/// When the entry goes by itself, as the file says it. A lock's holders are of the process that has the file open: at the next
+/// opening nobody holds it.
+fn stored_expiry(entry: &Entry) -> u64 {
+    if entry.lock.is_some() { OVER } else { unix_millis(entry.expires) }
+}
+
 fn unix_millis(expires: Option<Instant>) -> u64 {
     let Some(expires) = expires else { return 0 };
     let at = SystemTime::now() + expires.saturating_duration_since(Instant::now());
-    at.duration_since(UNIX_EPOCH).map_or(1, |at| at.as_millis() as u64 + 1)
+    at.duration_since(UNIX_EPOCH).map_or(OVER, |at| at.as_millis() as u64 + 1)
 }
 
 fn cannot_open(path: &std::path::Path, error: DatabaseError) -> Error {

@@ -1,6 +1,6 @@
 //! `memory`: a store that lives as long as some [`Store`](crate::Store) of this process has it open under its name.
 
-use super::state::{Command, Done, Refused};
+use super::state::{Command, Done, Entry, Refused};
 use super::{Embedded, Engine, Published};
 use crate::backend::{Backend, Connector};
 use crate::config::Config;
@@ -43,7 +43,7 @@ impl Shared {
     fn run(&self, command: &Command) -> Result<Done, Refused> {
         let mut shown = self.published.write();
         let (changes, done) = shown.state.decide(command, Instant::now())?;
-        let expires = changes.iter().any(|change| change.entry.as_ref().is_some_and(|entry| entry.expires.is_some()));
+        let expires = changes.iter().any(|change| change.entry.as_ref().is_some_and(Entry::goes_away));
         shown.apply(changes);
         if expires {
             self.expiry_added.notify_waiters();

@@ -2,12 +2,13 @@
 
 #[cfg(feature = "local")]
 pub(super) mod local;
+mod lock;
 #[cfg(feature = "memory")]
 pub(super) mod memory;
 mod state;
 mod watch;
 
-use crate::backend::{Backend, Lease, Position, Target, Updates};
+use crate::backend::{Backend, Lease, Locking, Position, Target, Updates};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::types::{
@@ -94,6 +95,8 @@ impl<E: Engine> Embedded<E> {
             Refused::NotFound => Error::key_not_found(key),
             Refused::Exists => Error::key_exists(key),
             Refused::Modified | Refused::Check(_) => Error::key_modified(key),
+            Refused::Taken => Error::lock_held(key, "by another"),
+            Refused::Lost => Error::lock_lost(key),
         })
     }
 
@@ -132,6 +135,33 @@ impl<E: Engine> Embedded<E> {
             return Ok(());
         }
         Err(Error::key_not_found(key))
+    }
+
+    /// A transaction; where there is a guard, at a moment at which its lock is held under its token.
+    async fn txn_at(
+        &self,
+        guard: Option<(&Key, u64)>,
+        checks: &[Check],
+        operations: &[Operation],
+    ) -> Result<TxnOutcome> {
+        let checks = checks.iter().map(|check| (self.path(&check.key), Self::wanted(&check.condition))).collect();
+        let changes = operations.iter().map(|operation| match operation {
+            Operation::Put { key, value } => (self.path(key), Some(value.clone())),
+            Operation::Delete { key } => (self.path(key), None),
+        });
+        let guarded = guard.map(|(key, token)| (self.path(key), token));
+        let command = Command::Txn { guard: guarded, checks, operations: changes.collect() };
+        let revision = match (self.engine.submit(command).await?, guard) {
+            (Err(Refused::Check(index)), _) => return Ok(TxnOutcome::CheckFailed { index }),
+            (Err(Refused::Lost), Some((key, _))) => return Err(Error::lock_lost(key)),
+            (Err(other), _) => return Err(Error::backend(format!("a transaction was refused as {other:?}"))),
+            (Ok(Done::At(revision) | Done::Removed(revision)), _) => revision,
+        };
+        let results = operations.iter().map(|operation| match operation {
+            Operation::Put { .. } => OperationResult::Put(self.version(revision)),
+            Operation::Delete { .. } => OperationResult::Deleted,
+        });
+        Ok(TxnOutcome::Committed(results.collect()))
     }
 
     fn wanted(condition: &Condition) -> Wanted {
@@ -247,26 +277,15 @@ impl<E: Engine> Backend for Embedded<E> {
     }
 
     async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
-        let checks = checks.iter().map(|check| (self.path(&check.key), Self::wanted(&check.condition))).collect();
-        let changes = operations.iter().map(|operation| match operation {
-            Operation::Put { key, value } => (self.path(key), Some(value.clone())),
-            Operation::Delete { key } => (self.path(key), None),
-        });
-        let command = Command::Txn { checks, operations: changes.collect() };
-        let revision = match self.engine.submit(command).await? {
-            Err(Refused::Check(index)) => return Ok(TxnOutcome::CheckFailed { index }),
-            Err(other) => return Err(Error::backend(format!("a transaction was refused as {other:?}"))),
-            Ok(Done::At(revision) | Done::Removed(revision)) => revision,
-        };
-        let results = operations.iter().map(|operation| match operation {
-            Operation::Put { .. } => OperationResult::Put(self.version(revision)),
-            Operation::Delete { .. } => OperationResult::Deleted,
-        });
-        Ok(TxnOutcome::Committed(results.collect()))
+        self.txn_at(None, checks, operations).await
     }
 
     async fn watch(&self, target: &Target, _: Option<&Position>) -> Result<Updates> {
         Ok(watch::updates(self.kind, self.namespace.clone(), self.engine.published().clone(), target))
+    }
+
+    fn locks(&self) -> Option<&dyn Locking> {
+        Some(self)
     }
 
     async fn disrupted(&self) -> Error {

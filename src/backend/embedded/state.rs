@@ -1,5 +1,6 @@
 //! [`State`]: the keys of an embedded store, and what each command does to them. No I/O and no clock of its own.
 
+use super::lock::{Grants, Mark};
 use crate::types::Depth;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,8 @@ pub(super) struct Entry {
     pub(super) revision: u64,
     /// When the key goes by itself.
     pub(super) expires: Option<Instant>,
+    /// Where the key is a lock that is held: by whom. It goes with what the lock hangs on.
+    pub(super) lock: Option<Mark>,
 }
 
 /// One change of one key: its new entry, or none where it is deleted.
@@ -57,6 +60,8 @@ pub(super) enum Command {
         revision: u64,
     },
     Txn {
+        /// The lock that must be held, by its token.
+        guard: Option<(Path, u64)>,
         checks: Vec<(Path, Wanted)>,
         operations: Vec<(Path, Option<Bytes>)>,
     },
@@ -70,6 +75,27 @@ pub(super) enum Command {
     Expire {
         path: Path,
         revision: u64,
+    },
+    /// Takes the lock for a grant, unless it is held.
+    Acquire {
+        path: Path,
+        value: Bytes,
+        grant: u64,
+    },
+    /// Gives the lock back, if the grant has it.
+    Release {
+        path: Path,
+        grant: u64,
+    },
+    /// Changes the value of a lock that is held under this token.
+    Publish {
+        path: Path,
+        value: Bytes,
+        token: u64,
+    },
+    /// Gives all locks of a grant back.
+    ReleaseAll {
+        grant: u64,
     },
 }
 
@@ -98,6 +124,10 @@ pub(super) enum Refused {
     Modified,
     /// The check at this position of a transaction.
     Check(usize),
+    /// Another has the lock.
+    Taken,
+    /// The lock isn't, or no longer, held.
+    Lost,
 }
 
 /// What a command comes to: the changes to make, and the answer to give once they are made.
@@ -109,6 +139,10 @@ pub(super) struct State {
     entries: BTreeMap<Path, Entry>,
     /// The entries that go by themselves, by time.
     expiries: BTreeSet<(Instant, Path)>,
+    /// The entries that are locks.
+    locks: BTreeSet<Path>,
+    /// What the locks hang on, shared by all copies of this state.
+    grants: Arc<Grants>,
     revision: u64,
 }
 
@@ -130,7 +164,22 @@ impl State {
 
     /// The entry at `path`, unless its time is over.
     pub(super) fn get(&self, path: &str, now: Instant) -> Option<&Entry> {
-        self.entries.get(path).filter(|entry| entry.is_live(now))
+        self.entries.get(path).filter(|entry| self.is_live(entry, now))
+    }
+
+    fn is_live(&self, entry: &Entry, now: Instant) -> bool {
+        let granted = entry.lock.is_none_or(|mark| self.grants.is_live(mark.grant, now));
+        granted && entry.expires.is_none_or(|at| now < at)
+    }
+
+    /// What the locks hang on.
+    pub(super) fn grants(&self) -> &Arc<Grants> {
+        &self.grants
+    }
+
+    /// The entry of a lock that is held under this token.
+    pub(super) fn held(&self, path: &str, token: u64, now: Instant) -> Option<&Entry> {
+        self.get(path, now).filter(|entry| entry.lock.is_some_and(|mark| mark.token == token))
     }
 
     /// The entries whose paths start with `prefix`, behind the path `after`, in order.
@@ -149,24 +198,27 @@ impl State {
         range
             .take_while(move |(path, _)| path.starts_with(prefix))
             .filter(move |(path, _)| depth == Depth::Recursive || !path[prefix.len()..].contains('/'))
-            .filter(move |(_, entry)| entry.is_live(now))
+            .filter(move |(_, entry)| self.is_live(entry, now))
     }
 
     /// When the next entry goes by itself.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.expiries.first().map(|(at, _)| *at)
+        let granted = self.locks.iter().filter_map(|path| self.grants.end(self.entries.get(path)?.lock?.grant));
+        granted.chain(self.expiries.first().map(|(at, _)| *at)).min()
     }
 
     /// The deletions that are due, each at a revision of its own.
     pub(super) fn due(&self, now: Instant) -> Vec<Change> {
-        let due = self.expiries.iter().take_while(|(at, _)| *at <= now).zip(self.revision + 1..);
-        due.map(|((_, path), revision)| Change { path: path.clone(), entry: None, revision }).collect()
+        let expired = self.expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, path)| path);
+        let lost = self.locks.iter().filter(|path| self.get(path, now).is_none());
+        let due = expired.chain(lost).zip(self.revision + 1..);
+        due.map(|(path, revision)| Change { path: path.clone(), entry: None, revision }).collect()
     }
 
     /// What `command` comes to, without doing it.
     pub(super) fn decide(&self, command: &Command, now: Instant) -> Decision {
         let next = self.revision + 1;
-        let entry = |value: &Bytes, expires| Some(Entry { value: value.clone(), revision: next, expires });
+        let entry = |value: &Bytes, expires| Some(Entry::new(value.clone(), next, expires));
         match command {
             Command::Put { path, value, ttl } => {
                 one(path, entry(value, ttl.map(|ttl| expiry(now, ttl))), next, Done::At(next))
@@ -190,7 +242,10 @@ impl State {
                 one(path, renewed, *revision, Done::At(*revision))
             }
             Command::DeleteTree { prefix } => Ok(self.decide_delete_tree(prefix, now)),
-            Command::Txn { checks, operations } => {
+            Command::Txn { guard, checks, operations } => {
+                if let Some((path, token)) = guard {
+                    self.held(path, *token, now).ok_or(Refused::Lost)?;
+                }
                 for (index, (path, wanted)) in checks.iter().enumerate() {
                     self.demand(path, *wanted, now).map_err(|_| Refused::Check(index))?;
                 }
@@ -201,6 +256,45 @@ impl State {
                 });
                 Ok((changes.collect(), Done::At(next)))
             }
+            Command::Acquire { path, value, grant } => self.decide_acquire(path, value, *grant, now),
+            Command::Release { path, grant } => {
+                let entry = self.get(path, now).filter(|entry| entry.lock.is_some_and(|mark| mark.grant == *grant));
+                entry.ok_or(Refused::NotFound)?;
+                one(path, None, next, Done::Removed(1))
+            }
+            Command::Publish { path, value, token } => {
+                let held = self.held(path, *token, now).ok_or(Refused::Lost)?;
+                let entry = Entry { value: value.clone(), revision: next, ..held.clone() };
+                one(path, Some(entry), next, Done::At(next))
+            }
+            Command::ReleaseAll { grant } => {
+                let of_grant = |path: &&Path| {
+                    self.entries.get(*path).and_then(|entry| entry.lock).is_some_and(|mark| mark.grant == *grant)
+                };
+                let released = self.locks.iter().filter(of_grant);
+                let gone = |path: &Path| Change { path: path.clone(), entry: None, revision: next };
+                let changes: Vec<Change> = released.map(gone).collect();
+                let removed = changes.len() as u64;
+                Ok((changes, Done::Removed(removed)))
+            }
+        }
+    }
+
+    fn decide_acquire(&self, path: &Path, value: &Bytes, grant: u64, now: Instant) -> Decision {
+        if !self.grants.is_live(grant, now) {
+            return Err(Refused::Lost);
+        }
+        let next = self.revision + 1;
+        match self.get(path, now).map(|entry| entry.lock) {
+            None => {
+                let lock = Some(Mark { grant, token: next });
+                let entry = Entry { lock, ..Entry::new(value.clone(), next, None) };
+                one(path, Some(entry), next, Done::At(next))
+            }
+            // An answer of ours was lost.
+            Some(Some(mark)) if mark.grant == grant => Ok((Vec::new(), Done::At(mark.token))),
+            Some(Some(_)) => Err(Refused::Taken),
+            Some(None) => Err(Refused::Exists),
         }
     }
 
@@ -246,12 +340,23 @@ impl State {
         if let Some(at) = entry.and_then(|entry| entry.expires) {
             self.expiries.insert((at, path.clone()));
         }
+        match entry.is_some_and(|entry| entry.lock.is_some()) {
+            true => drop(self.locks.insert(path.clone())),
+            false if self.locks.is_empty() => {}
+            false => drop(self.locks.remove(path)),
+        }
     }
 }
 
 impl Entry {
-    fn is_live(&self, now: Instant) -> bool {
-        self.expires.is_none_or(|at| now < at)
+    /// An ordinary entry.
+    pub(super) fn new(value: Bytes, revision: u64, expires: Option<Instant>) -> Self {
+        Entry { value, revision, expires, lock: None }
+    }
+
+    /// Whether the entry may go by itself.
+    pub(super) fn goes_away(&self) -> bool {
+        self.expires.is_some() || self.lock.is_some()
     }
 }
 
@@ -318,6 +423,7 @@ mod tests {
         let (mut state, now) = (State::default(), Instant::now());
         run(&mut state, &put("a", "1", None), now).unwrap();
         let txn = Command::Txn {
+            guard: None,
             checks: vec![("a".into(), Wanted::Present), ("b".into(), Wanted::Present)],
             operations: vec![("a".into(), None)],
         };
@@ -332,7 +438,7 @@ mod tests {
             run(&mut state, &put(path, "", None), now).unwrap();
         }
         let operations = vec![("d/a".into(), None), ("d/b".into(), Some(Bytes::new())), ("d/d".into(), None)];
-        let txn = Command::Txn { checks: Vec::new(), operations };
+        let txn = Command::Txn { guard: None, checks: Vec::new(), operations };
         assert_eq!(run(&mut state, &txn, now), Ok(Done::At(4)));
         assert_eq!(run(&mut state, &Command::DeleteTree { prefix: "d/".into() }, now), Ok(Done::Removed(2)));
         assert_eq!(run(&mut state, &put("d/a", "", None), now), Ok(Done::At(6)));
@@ -344,7 +450,7 @@ mod tests {
         run(&mut state, &put("k", "v", Some(TTL)), now).unwrap();
         let news = |command| state.decide(&command, now).unwrap().0.iter().any(|change| state.is_news(change));
         assert!(!news(Command::Renew { path: "k".into(), revision: 1, ttl: TTL }));
-        assert!(!news(Command::Txn { checks: Vec::new(), operations: vec![("gone".into(), None)] }));
+        assert!(!news(Command::Txn { guard: None, checks: Vec::new(), operations: vec![("gone".into(), None)] }));
         assert!(news(put("k", "v", None)));
         assert!(news(Command::Delete { path: "k".into() }));
     }

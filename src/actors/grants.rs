@@ -1,0 +1,192 @@
+//! [`Grants`]: what a store's locks hang on at the server, one grant for each TTL, each with a task that renews it.
+
+use super::errand::Errands;
+use crate::backend::{Grant, locking};
+use crate::backoff::Pauses;
+use crate::clock::{Moment, now};
+use crate::error::{Error, Result};
+use crate::link::Session;
+use crate::lock::Tenure;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, Notify};
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, warn};
+
+/// A grant is renewed when this part of its time is over, so that two renewals may fail.
+const RENEWALS: u32 = 3;
+/// How often a task looks at the clock at least. Its timer stands still while the machine sleeps; the clock doesn't.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The grants of a store, by TTL.
+#[derive(Clone)]
+pub(super) struct Grants(Rc<Shared>);
+
+struct Shared {
+    errands: Errands,
+    kept: RefCell<HashMap<Duration, Slot>>,
+}
+
+/// Where the grant of one TTL is kept. Its lock lets one caller open a grant while the others wait for it.
+type Slot = Rc<Mutex<Option<Rc<Kept>>>>;
+
+/// A grant that is kept alive while somebody uses it.
+pub(super) struct Kept {
+    pub(super) grant: Grant,
+    pub(super) tenure: Arc<Tenure>,
+    used: Cell<Moment>,
+    /// Somebody wants the grant to be renewed at once, to see whether it still stands.
+    doubted: Notify,
+}
+
+impl Kept {
+    /// Somebody heard that the grant may be over.
+    pub(super) fn doubt(&self) {
+        self.doubted.notify_one();
+    }
+}
+
+/// What a grant's task does next.
+enum Turn {
+    Renew,
+    /// The deadline has passed.
+    Over,
+    /// Nobody has used the grant for a while.
+    Idle,
+    /// The store is closed, which ends its grants when its locks are given back.
+    Closed,
+}
+
+impl Grants {
+    pub(super) fn new(errands: Errands) -> Self {
+        Grants(Rc::new(Shared { errands, kept: RefCell::default() }))
+    }
+
+    /// The grant for a TTL, opened if there is none that stands.
+    pub(super) async fn get(&self, ttl: Duration, session: &Session) -> Result<Rc<Kept>> {
+        let place = self.0.kept.borrow_mut().entry(ttl).or_default().clone();
+        let mut place = place.lock().await;
+        if let Some(kept) = place.as_ref().filter(|kept| kept.tenure.is_live()) {
+            kept.used.set(now());
+            return Ok(kept.clone());
+        }
+        let sent = now();
+        let grant = self.0.errands.once(session, async { locking(&*session.backend)?.grant(ttl).await }).await?;
+        debug!(id = grant.id, ttl = ?grant.ttl, "a grant for locks was opened");
+        let (tenure, used) = (Arc::new(Tenure::new(sent, grant.ttl)), Cell::new(now()));
+        let kept = Rc::new(Kept { grant, tenure, used, doubted: Notify::new() });
+        *place = Some(kept.clone());
+        spawn_local(self.clone().look_after(kept.clone(), ttl));
+        Ok(kept)
+    }
+
+    /// The life of one grant.
+    async fn look_after(self, kept: Rc<Kept>, ttl: Duration) {
+        let mut next = Instant::now() + kept.grant.ttl / RENEWALS;
+        let mut pauses = None;
+        loop {
+            match self.turn(&kept, next).await {
+                Turn::Over => {
+                    break warn!(id = kept.grant.id, "a grant for locks is over, and all that are held with it");
+                }
+                Turn::Idle => break,
+                Turn::Closed => return,
+                Turn::Renew => {}
+            }
+            match self.renew(&kept).await {
+                Ok(()) => {
+                    next = Instant::now() + kept.grant.ttl / RENEWALS;
+                    pauses = None;
+                }
+                Err(Error::Closed) => return,
+                Err(Error::LockLost { .. }) => break,
+                Err(error) => {
+                    debug!(id = kept.grant.id, %error, "a grant for locks was not renewed");
+                    kept.tenure.doubt();
+                    let pause = || Pauses::new(Duration::from_millis(20), kept.grant.ttl / 10);
+                    next = Instant::now() + pauses.get_or_insert_with(pause).next();
+                }
+            }
+        }
+        kept.tenure.end();
+        self.forget(&kept, ttl);
+        self.revoke(&kept.grant).await;
+    }
+
+    /// Waits until there is something to do about a grant.
+    async fn turn(&self, kept: &Rc<Kept>, next: Instant) -> Turn {
+        loop {
+            let remaining = kept.tenure.remaining();
+            if remaining.is_zero() {
+                return Turn::Over;
+            }
+            if self.is_idle(kept) {
+                return Turn::Idle;
+            }
+            let until_renewal = next.saturating_duration_since(Instant::now());
+            if until_renewal.is_zero() {
+                return Turn::Renew;
+            }
+            tokio::select! {
+                () = sleep(until_renewal.min(remaining).min(LOOK)) => {}
+                () = kept.doubted.notified() => return Turn::Renew,
+                () = self.0.errands.link().closed() => return Turn::Closed,
+            }
+        }
+    }
+
+    /// Whether nobody but the list and the task has the grant, and nobody had for the time of a renewal.
+    fn is_idle(&self, kept: &Rc<Kept>) -> bool {
+        Rc::strong_count(kept) <= 2 && now().since(kept.used.get()) >= kept.grant.ttl / RENEWALS
+    }
+
+    /// One renewal. It is given up at the deadline, beyond which it is of no use.
+    async fn renew(&self, kept: &Kept) -> Result<()> {
+        let remaining = kept.tenure.remaining();
+        let renewal = async {
+            let session = self.0.errands.link().session(Instant::now() + remaining).await?;
+            let sent = now();
+            self.0.errands.once(&session, async { locking(&*session.backend)?.keep_alive(&kept.grant).await }).await?;
+            Ok(sent)
+        };
+        let given_up = Err(Error::unreachable("no answer before the grant's deadline"));
+        let sent = timeout(remaining, renewal).await.unwrap_or(given_up)?;
+        match kept.tenure.renewed(sent) {
+            true => Ok(()),
+            false => Err(Error::lock_lost(&kept.grant.id)),
+        }
+    }
+
+    fn forget(&self, kept: &Rc<Kept>, ttl: Duration) {
+        let place = self.0.kept.borrow().get(&ttl).cloned();
+        let Some(place) = place else { return };
+        // Whoever has the place just now is opening the next one.
+        if let Ok(mut place) = place.try_lock() {
+            place.take_if(|other| Rc::ptr_eq(other, kept));
+        };
+    }
+
+    /// Ends a grant at the server, until which it may stand in others' way.
+    async fn revoke(&self, grant: &Grant) {
+        let patience = grant.outlives_process_by + self.0.errands.timeout();
+        let step = async |session: &Session| locking(&*session.backend)?.revoke(grant).await;
+        let revoked = self.0.errands.until_answered(patience, step).await;
+        debug!(id = grant.id, ?revoked, "a grant for locks was ended");
+    }
+
+    /// Ends all grants with the store; what hangs on them was taken away before.
+    pub(super) async fn close(&self, session: &Session) {
+        let places = std::mem::take(&mut *self.0.kept.borrow_mut());
+        for place in places.into_values() {
+            let Some(kept) = place.lock().await.take() else { continue };
+            kept.tenure.end();
+            let revoked = async { locking(&*session.backend)?.revoke(&kept.grant).await };
+            let revoked = timeout(self.0.errands.timeout(), revoked).await;
+            debug!(id = kept.grant.id, ?revoked, "a grant for locks was ended with the store");
+        }
+    }
+}

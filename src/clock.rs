@@ -1,0 +1,64 @@
+//! A clock that goes on while the machine sleeps, as the servers' clocks do: for deadlines that both sides count.
+
+use std::time::Duration;
+
+/// A moment, in nanoseconds of [`now`]'s clock. At the rate of this clock the moments of one machine can be compared, also
+/// between processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(u64);
+
+impl Moment {
+    /// A moment before all others.
+    pub(crate) const PAST: Moment = Moment(0);
+
+    pub(crate) fn from_nanos(nanos: u64) -> Self {
+        Moment(nanos)
+    }
+
+    pub(crate) fn nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The time from `earlier` to this moment; none where it is the other way round.
+    pub(crate) fn since(self, earlier: Moment) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    pub(crate) fn plus(self, time: Duration) -> Self {
+        Moment(self.0.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// The present.
+#[cfg(all(not(test), any(target_os = "linux", target_os = "android")))]
+pub(crate) fn now() -> Moment {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = Duration::from_secs(time.tv_sec.unsigned_abs());
+    Moment::PAST.plus(seconds + Duration::from_nanos(time.tv_nsec.unsigned_abs()))
+}
+
+/// The present, by a clock that stands still while the machine sleeps: the best that `std` has on this system.
+///
+/// The crate's own unit tests have tokio's clock, which they can stop and move.
+#[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
+pub(crate) fn now() -> Moment {
+    use std::sync::LazyLock;
+    use tokio::time::Instant;
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    // Not the very first moment, which stands for the past.
+    let since_first = Instant::now().saturating_duration_since(*FIRST);
+    Moment::PAST.plus(since_first + Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_neither_wrap_nor_panic() {
+        let last = Moment::from_nanos(u64::MAX);
+        assert_eq!(last.plus(Duration::MAX), last);
+        assert_eq!(Moment::PAST.since(last), Duration::ZERO);
+        assert!(now() > Moment::PAST);
+    }
+}
