@@ -56,6 +56,7 @@ mod clock;
 mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod election;
 mod error;
 #[cfg(all(test, feature = "memory"))]
 mod flaky;
@@ -63,6 +64,7 @@ mod key;
 mod link;
 mod lock;
 pub mod messages;
+mod registration;
 #[cfg(all(test, feature = "memory"))]
 mod resilience_tests;
 mod runtime;
@@ -81,9 +83,11 @@ pub use backend::{
     Update, Updates,
 };
 pub use config::{Config, Credentials, Endpoint, Options, TlsConfig};
+pub use election::{CampaignOptions, Leader, LeaderEvent, LeaderStream, Leadership, LeadershipEvent, LeadershipEvents};
 pub use error::{Error, Result, Source};
 pub use key::{Dir, Key, Namespace};
 pub use lock::{LockEvent, LockEvents, LockGuard, LockOptions};
+pub use registration::{Registration, RegistrationEvent, RegistrationEvents};
 pub use store::{DeleteTreeOptions, Store};
 pub use types::{
     BackendKind, Capabilities, Check, Condition, Consistency, Depth, Expected, KvPair, LinkState, ListOptions,

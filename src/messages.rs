@@ -21,9 +21,11 @@
 use crate::actors::lease::Leases;
 use crate::backend::{Backend, Holder, locking};
 use crate::call::{Call, Rules};
+use crate::election::{CampaignOptions, LeaderEvent, Leadership, LeadershipEvent};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::lock::{Hold, LockEvent, LockGuard, LockOptions};
+use crate::registration::{Registration, RegistrationEvent};
 use crate::types::{
     Check, Consistency, Expected, KvPair, ListOptions, Operation, OperationResult, Page, PutOptions, TxnOutcome,
     Version, Written,
@@ -33,6 +35,7 @@ use actix::{Message, Recipient};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A call that the connection carries out on the backend. Implemented by the messages of this module only.
 pub trait Request:
@@ -571,4 +574,76 @@ impl Lock {
 
 impl Message for Lock {
     type Result = Result<LockGuard>;
+}
+
+/// Stands for election: [`Store::campaign_with`](crate::Store::campaign_with). The reply comes when the candidate is elected, however
+/// long that takes; a sender who doesn't wait for it any longer is noticed when it is elected, and it resigns then.
+#[derive(Clone)]
+pub struct Campaign {
+    /// The election's key.
+    pub key: Key,
+    /// What the leader publishes.
+    pub value: Bytes,
+    /// TTL, patience, and whether to stand again.
+    pub options: CampaignOptions,
+    /// Who is told what becomes of the candidacy while the leadership is held on to, if anybody is.
+    pub subscriber: Option<Recipient<LeadershipEvent>>,
+}
+
+impl Campaign {
+    /// A candidacy at `key` with the default options. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K, value: impl Into<Bytes>) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        let (key, value) = (key.try_into()?, value.into());
+        Ok(Campaign { key, value, options: CampaignOptions::default(), subscriber: None })
+    }
+}
+
+impl Message for Campaign {
+    type Result = Result<Leadership>;
+}
+
+/// Sends to an actor who leads: [`Store::observe_leader`](crate::Store::observe_leader). The reply ends the subscription when it is
+/// dropped.
+#[derive(Clone)]
+pub struct ObserveLeader {
+    /// The election's key.
+    pub key: Key,
+    /// Who is told.
+    pub subscriber: Recipient<LeaderEvent>,
+}
+
+impl Message for ObserveLeader {
+    type Result = Result<Subscription>;
+}
+
+/// Registers a key: [`Store::register`](crate::Store::register).
+#[derive(Clone)]
+pub struct Register {
+    /// The key.
+    pub key: Key,
+    /// Its value.
+    pub value: Bytes,
+    /// How soon the key goes when the process dies.
+    pub ttl: Duration,
+    /// Who is told what becomes of the registration while it is held on to, if anybody is.
+    pub subscriber: Option<Recipient<RegistrationEvent>>,
+}
+
+impl Register {
+    /// A registration of `value` at `key`. Fails with [`Error::InvalidKey`].
+    pub fn new<K>(key: K, value: impl Into<Bytes>, ttl: Duration) -> Result<Self>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        Ok(Register { key: key.try_into()?, value: value.into(), ttl, subscriber: None })
+    }
+}
+
+impl Message for Register {
+    type Result = Result<Registration>;
 }

@@ -1,6 +1,6 @@
 //! [`Store`]: the handle that people hold.
 
-use crate::actors::connection::{Calls, Connection, Subscribe, acquire, call, send};
+use crate::actors::connection::{Calls, Connection, Subscribe, acquire, call, elect, send};
 use crate::actors::errand::Errands;
 use crate::actors::lease::Leases;
 use crate::actors::locks::Locks;
@@ -8,13 +8,16 @@ use crate::actors::watchers::Watchers;
 use crate::backend::{self, Connector, Target};
 use crate::call::Rules;
 use crate::config::{Config, MAX_TIMEOUT, Options};
+use crate::election::{CampaignOptions, LeaderStream, Leadership};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::link::link;
 use crate::lock::{LockGuard, LockOptions};
 use crate::messages::{
-    AtomicDelete, AtomicPut, Close, Delete, DeleteTree, Exists, Get, List, ListKeys, Put, Request, Txn,
+    AtomicDelete, AtomicPut, Campaign, Close, Delete, DeleteTree, Exists, Get, List, ListKeys, Put, Register, Request,
+    Txn,
 };
+use crate::registration::Registration;
 use crate::runtime;
 use crate::supervisor::{Closing, Supervisor, initial_status};
 use crate::types::{
@@ -135,7 +138,15 @@ impl Store {
             let leases = Leases::new(errands.clone());
             let watchers = Watchers::new(view.clone(), &options, status_sender.clone());
             let locks = Locks::new(errands, watchers.clone(), status_sender.clone());
-            let calls = Rc::new(Calls::new(view, leases.clone(), watchers, locks.clone(), rules, &options));
+            let calls = Rc::new(Calls::new(
+                view,
+                leases.clone(),
+                watchers,
+                locks.clone(),
+                rules,
+                status_sender.clone(),
+                &options,
+            ));
             let _ = started.send(Connection::new(calls.clone(), weak).start());
             let (status, supervised) = (status_sender, calls.clone());
             let supervisor =
@@ -546,6 +557,116 @@ impl Store {
         self.open_or_closed()?;
         let got = acquire(&self.shared.connection, key, options).await?;
         Ok(LockGuard::new(got, self.addr(), self.timeout))
+    }
+
+    /// Stands for election at `key` and returns when elected, however long that takes; all is as with
+    /// [`campaign_with`](Store::campaign_with).
+    ///
+    /// # Errors
+    /// As [`campaign_with`](Store::campaign_with).
+    pub async fn campaign<K>(&self, key: K, candidate: impl Into<Bytes>) -> Result<Leadership>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        self.campaign_with(key, candidate, CampaignOptions::default()).await
+    }
+
+    /// Stands for election at `key`, with options: of all candidates, in whatever process, at most one leads at one moment. The leader
+    /// is who holds the [lock](Store::lock_with) `key`, and `candidate` is what the key then has as its value.
+    ///
+    /// Cancel safe: dropping this future withdraws the candidate.
+    ///
+    /// # Errors
+    /// As [`lock_with`](Store::lock_with).
+    pub async fn campaign_with<K>(
+        &self,
+        key: K,
+        candidate: impl Into<Bytes>,
+        options: CampaignOptions,
+    ) -> Result<Leadership>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        let campaign = Campaign { options, ..Campaign::new(key, candidate)? };
+        self.open_or_closed()?;
+        elect(&self.shared.connection, campaign, self.timeout).await
+    }
+
+    /// Tells who leads at `key`: first who does now, or that nobody does, then each change. Changes that come faster than they are
+    /// read are merged; the last is always told. All else is as with [`watch`](Store::watch).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kvactor::Result<()> {
+    /// use kvactor::{LeaderEvent, Store};
+    ///
+    /// let store = Store::connect("memory://observe").await?;
+    /// let mut leaders = store.observe_leader("primary").await?;
+    /// assert_eq!(leaders.next().await, Some(LeaderEvent::Vacant));
+    /// let leadership = store.campaign("primary", "10.0.0.1:80").await?;
+    /// let Some(LeaderEvent::Elected(leader)) = leaders.next().await else { panic!("no leader") };
+    /// assert_eq!((leader.value, Some(leader.term)), ("10.0.0.1:80".into(), leadership.term()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the backend has no locks, and [those of all calls](Store#all-calls); a stream that stands never
+    /// fails.
+    pub async fn observe_leader<K>(&self, key: K) -> Result<LeaderStream>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        let key = key.try_into()?;
+        if !self.capabilities().locks {
+            return Err(Error::unsupported(format!("{} has no locks", self.capabilities().backend)));
+        }
+        let changes = WatchStream::new(key.clone(), self.subscribe(Target::Key(key.clone())).await?);
+        Ok(LeaderStream::new(key, changes, self.addr(), self.timeout))
+    }
+
+    /// Registers `value` at `key`, for others to discover: the key is there until the [`Registration`] is dropped or ended, or the store is
+    /// closed, and about `ttl` longer where this process dies (see [`put_with`](Store::put_with) for the servers' bounds). When
+    /// the key is lost, with a session or otherwise, it is put back; where somebody else writes to it, that is left alone until it
+    /// goes.
+    ///
+    /// Those who want to discover what is registered [watch the directory](Store::watch_tree).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kvactor::Result<()> {
+    /// use kvactor::Store;
+    /// use std::time::Duration;
+    ///
+    /// let store = Store::connect("memory://register").await?;
+    /// let registration = store.register("services/web/1", "10.0.0.1:80", Duration::from_secs(10)).await?;
+    /// assert_eq!(store.list("services/web").await?.len(), 1);
+    /// registration.unregister().await?;
+    /// assert!(!store.exists("services/web/1").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Cancel safe as every write: a key that was written and has no registration goes with its TTL.
+    ///
+    /// # Errors
+    /// As [`put_with`](Store::put_with).
+    pub async fn register<K>(&self, key: K, value: impl Into<Bytes>, ttl: Duration) -> Result<Registration>
+    where
+        K: TryInto<Key>,
+        Error: From<K::Error>,
+    {
+        let register = Register::new(key, value, ttl)?;
+        self.open_or_closed()?;
+        let deadline = Instant::now() + self.timeout;
+        match send(&self.shared.connection, register, deadline).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::indeterminate("the store was closed during the call")),
+            Err(_) => Err(Error::indeterminate("the thread of the store's actors does not answer")),
+        }
     }
 
     /// Closes the store for all handles: tells watchers that it is closed, refuses further calls, deletes the keys that it kept alive, ends its session and its

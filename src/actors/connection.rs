@@ -1,26 +1,31 @@
 //! [`Connection`]: the actor that takes a store's messages and carries them out on the session of the moment.
 
+use crate::actors::election::{Candidate, lock_options};
 use crate::actors::lease::Leases;
 use crate::actors::lock::Acquired;
 use crate::actors::locks::Locks;
+use crate::actors::registration::{Counted, Registrar};
 use crate::actors::watchers::Watchers;
 use crate::backend::Target;
 use crate::backoff::Pauses;
 use crate::call::Rules;
 use crate::config::Options;
+use crate::election::{Candidacy, LeaderStream, Leadership};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::link::{Doubt, LinkView, Session};
 use crate::lock::{LockGuard, LockOptions, Owner};
-use crate::messages::{Close, Lock, Request, Watch, WatchTree};
+use crate::messages::{Campaign, Close, Lock, ObserveLeader, Register, Request, Watch, WatchTree};
+use crate::registration::{Registration, RegistrationEvent};
 use crate::supervisor::Closing;
+use crate::types::Status;
 use crate::watch::{Events, Subscription, TreeStream, WatchStream};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MailboxError, Message, ResponseFuture};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{Instrument, debug_span, warn};
@@ -216,6 +221,77 @@ impl Handler<Lock> for Connection {
     }
 }
 
+/// A wish to lead, as [`Store`](crate::Store) sends it. Who drops the other end of `reply` doesn't want it any more.
+pub(crate) struct Elect {
+    pub(crate) campaign: Campaign,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) timeout: Duration,
+    pub(crate) reply: oneshot::Sender<Result<Leadership>>,
+}
+
+impl Message for Elect {
+    type Result = ();
+}
+
+impl Handler<Elect> for Connection {
+    type Result = ();
+
+    fn handle(&mut self, elect: Elect, context: &mut Context<Self>) {
+        let (calls, connection) = (self.calls.clone(), context.address());
+        actix_rt::spawn(async move {
+            let Elect { campaign, owner, timeout, mut reply } = elect;
+            let elected = tokio::select! {
+                biased;
+                () = reply.closed() => return,
+                elected = calls.campaign(campaign, owner, connection, timeout) => elected,
+            };
+            let _ = reply.send(elected);
+        });
+    }
+}
+
+impl Handler<Campaign> for Connection {
+    type Result = ResponseFuture<Result<Leadership>>;
+
+    fn handle(&mut self, campaign: Campaign, context: &mut Context<Self>) -> Self::Result {
+        let (calls, connection) = (self.calls.clone(), context.address());
+        Box::pin(async move { calls.campaign(campaign, None, connection, calls.timeout).await })
+    }
+}
+
+impl Handler<ObserveLeader> for Connection {
+    type Result = ResponseFuture<Result<Subscription>>;
+
+    fn handle(
+        &mut self,
+        ObserveLeader { key, subscriber }: ObserveLeader,
+        context: &mut Context<Self>,
+    ) -> Self::Result {
+        let (calls, connection) = (self.calls.clone(), context.address());
+        Box::pin(async move {
+            let changes = WatchStream::new(key.clone(), calls.subscribe_by_default(&Target::Key(key.clone())).await?);
+            let leaders = LeaderStream::new(key, changes, connection, calls.timeout);
+            Ok(calls.watchers.forward(leaders, subscriber))
+        })
+    }
+}
+
+impl Handler<Register> for Connection {
+    type Result = ResponseFuture<Result<Registration>>;
+
+    fn handle(&mut self, register: Register, _: &mut Context<Self>) -> Self::Result {
+        let calls = self.calls.clone();
+        Box::pin(async move { calls.register(register).await })
+    }
+}
+
+/// Sends a wish to lead to a store's actor and awaits what comes of it.
+pub(crate) async fn elect(connection: &Addr<Connection>, campaign: Campaign, timeout: Duration) -> Result<Leadership> {
+    let (reply, wait) = oneshot::channel();
+    connection.do_send(Elect { campaign, owner: Some(Owner::current()), timeout, reply });
+    wait.await.unwrap_or(Err(Error::Closed))
+}
+
 /// Sends a wish for a lock to a store's actor and awaits what comes of it.
 pub(crate) async fn acquire(connection: &Addr<Connection>, key: Key, options: LockOptions) -> Result<Acquired> {
     let (reply, wait) = oneshot::channel();
@@ -230,6 +306,7 @@ pub(crate) struct Calls {
     watchers: Watchers,
     locks: Locks,
     rules: Rules,
+    status: watch::Sender<Status>,
     timeout: Duration,
     /// One for each call that may be with the server at once.
     permits: Semaphore,
@@ -248,15 +325,16 @@ impl Calls {
         watchers: Watchers,
         locks: Locks,
         rules: Rules,
+        status: watch::Sender<Status>,
         options: &Options,
     ) -> Self {
         let (timeout, max_in_flight) = (options.request_timeout, options.max_in_flight);
         let (permits, closers) = (Semaphore::new(max_in_flight as usize), Semaphore::new(MAX_CLOSERS as usize));
-        Calls { link, leases, watchers, locks, rules, timeout, permits, max_in_flight, closers }
+        Calls { link, leases, watchers, locks, rules, status, timeout, permits, max_in_flight, closers }
     }
 
     /// Subscribes to a target, unless it is one that must not be.
-    async fn subscribe(&self, target: &Target, timeout: Duration, deadline: Instant) -> Result<Events> {
+    pub(crate) async fn subscribe(&self, target: &Target, timeout: Duration, deadline: Instant) -> Result<Events> {
         match target {
             Target::Key(key) => self.rules.path(key)?,
             Target::Tree(dir) => self.rules.path(dir)?,
@@ -268,6 +346,57 @@ impl Calls {
     async fn acquire(&self, key: &Key, options: LockOptions, owner: Option<Owner>) -> Result<Acquired> {
         self.rules.lock(key, &options)?;
         self.locks.acquire(key, options, owner).await
+    }
+
+    /// Stands for election, and has the candidacy looked after from the first election on.
+    async fn campaign(
+        &self,
+        campaign: Campaign,
+        owner: Option<Owner>,
+        connection: Addr<Connection>,
+        timeout: Duration,
+    ) -> Result<Leadership> {
+        let Campaign { key, value, options, subscriber } = campaign;
+        let first = self.acquire(&key, lock_options(&options, value.clone()), owner).await?;
+        let leads = Candidacy::Leads { hold: first.hold.clone(), suspended: false };
+        let ((candidacy, state), (value, published)) = (watch::channel(leads), watch::channel(value));
+        let (end, resignation) = oneshot::channel();
+        let locks = self.locks.clone();
+        let candidate = Candidate { key: key.clone(), options, locks, value: published, candidacy, resignation };
+        actix_rt::spawn(candidate.run(first));
+        let leadership = Leadership::new(key, state, value, end, connection, timeout);
+        Ok(match subscriber {
+            Some(subscriber) => {
+                let forwarder = self.watchers.forward(leadership.events(), subscriber);
+                leadership.with_forwarder(forwarder)
+            }
+            None => leadership,
+        })
+    }
+
+    /// Writes a key and has it looked after.
+    async fn register(self: Rc<Self>, register: Register) -> Result<Registration> {
+        let Register { key, value, ttl, subscriber } = register;
+        let (state, shown) = watch::channel(RegistrationEvent::Registered);
+        let (end, ended) = oneshot::channel();
+        let _counted = Counted::new(self.status.clone());
+        let registrar = Registrar { calls: self.clone(), key: key.clone(), value, ttl, state, _counted };
+        let version = registrar.register().await?;
+        actix_rt::spawn(registrar.run(version, ended));
+        let registration = Registration::new(key, shown, end, self.timeout);
+        Ok(match subscriber {
+            Some(subscriber) => {
+                let forwarder = self.watchers.forward(registration.events(), subscriber);
+                registration.with_forwarder(forwarder)
+            }
+            None => registration,
+        })
+    }
+
+    /// Carries a request out that the store makes by itself.
+    pub(crate) async fn serve<R: Request>(self: &Rc<Self>, request: R) -> Result<R::Reply> {
+        let timeout = self.timeout;
+        serve(self.clone(), Timed { request, timeout, deadline: Instant::now() + timeout }).await
     }
 
     async fn subscribe_by_default(&self, target: &Target) -> Result<Events> {

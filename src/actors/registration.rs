@@ -1,1 +1,176 @@
+//! [`Registrar`]: one registration's actor. It writes the key with a TTL that is kept alive, watches it, and puts it back.
 
+use super::connection::Calls;
+use crate::backend::Target;
+use crate::backoff::Pauses;
+use crate::error::{Error, Result};
+use crate::key::Key;
+use crate::link::far_future;
+use crate::lock::Ending;
+use crate::messages::{AtomicDelete, Get, Put};
+use crate::registration::RegistrationEvent;
+use crate::types::{Consistency, PutOptions, Status, Version};
+use crate::watch::{WatchEvent, WatchStream};
+use bytes::Bytes;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use tokio::time::sleep;
+use tracing::{debug, info};
+
+/// A registration.
+pub(crate) struct Registrar {
+    pub(crate) calls: Rc<Calls>,
+    pub(crate) key: Key,
+    pub(crate) value: Bytes,
+    pub(crate) ttl: Duration,
+    pub(crate) state: watch::Sender<RegistrationEvent>,
+    pub(crate) _counted: Counted,
+}
+
+/// Counts a registration in the store's status while it lives.
+pub(crate) struct Counted(watch::Sender<Status>);
+
+impl Counted {
+    pub(crate) fn new(status: watch::Sender<Status>) -> Self {
+        status.send_modify(|status| status.registrations += 1);
+        Counted(status)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|status| status.registrations -= 1);
+    }
+}
+
+/// How the key is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is as it was written.
+    Ours,
+    /// Somebody else wrote to it: that is left alone until it goes.
+    Theirs,
+    /// It is gone.
+    Gone,
+}
+
+impl Registrar {
+    /// Writes the key for the first time.
+    pub(crate) async fn register(&self) -> Result<Version> {
+        let options = PutOptions::keep_alive(self.ttl);
+        let put = Put { key: self.key.clone(), value: self.value.clone(), options };
+        Ok(self.calls.serve(put).await?.version)
+    }
+
+    /// Keeps the key, written in `version`, until the registration is ended.
+    pub(crate) async fn run(self, mut version: Version, mut end: oneshot::Receiver<Ending>) {
+        let Some(mut events) = self.watch().await else { return self.tell(RegistrationEvent::Closed) };
+        let mut fate = Fate::Ours;
+        loop {
+            let event = tokio::select! {
+                biased;
+                ending = &mut end => return self.unregister(version, ending.ok()).await,
+                event = events.next() => event,
+            };
+            match event {
+                Some(WatchEvent::Suspended) => {
+                    self.tell(RegistrationEvent::Suspended);
+                    continue;
+                }
+                Some(WatchEvent::Put(pair)) if pair.version == version => fate = Fate::Ours,
+                Some(WatchEvent::Resumed) => {}
+                Some(WatchEvent::Put(_) | WatchEvent::Delete { .. }) => {
+                    let settled = tokio::select! {
+                        biased;
+                        ending = &mut end => return self.unregister(version, ending.ok()).await,
+                        settled = self.settle(version) => settled,
+                    };
+                    let Some(settled) = settled else { break };
+                    (fate, version) = settled;
+                }
+                Some(WatchEvent::Closed) | None => break,
+            }
+            self.tell(match fate {
+                Fate::Ours => RegistrationEvent::Registered,
+                Fate::Theirs | Fate::Gone => RegistrationEvent::Suspended,
+            });
+        }
+        self.tell(RegistrationEvent::Closed);
+    }
+
+    fn tell(&self, event: RegistrationEvent) {
+        self.state.send_if_modified(|state| std::mem::replace(state, event) != event);
+    }
+
+    /// Watches the key; none where the store was closed.
+    async fn watch(&self) -> Option<WatchStream> {
+        let target = Target::Key(self.key.clone());
+        let mut pauses = pauses();
+        loop {
+            match self.calls.subscribe(&target, Duration::MAX, far_future()).await {
+                Ok(events) => return Some(WatchStream::new(self.key.clone(), events)),
+                Err(Error::Closed) => return None,
+                Err(error) => debug!(key = %self.key, %error, "a registered key can't be watched; trying again"),
+            }
+            sleep(pauses.next()).await;
+        }
+    }
+
+    /// Looks at the key after a change that wasn't ours, which may be older than ours, and puts it back if it is gone. None where
+    /// the store was closed.
+    async fn settle(&self, version: Version) -> Option<(Fate, Version)> {
+        let mut pauses = pauses();
+        loop {
+            let error = match self.look(version).await {
+                Ok(Fate::Gone) => {
+                    self.tell(RegistrationEvent::Suspended);
+                    // A write whose answer was lost is made again: what counts is that the key is there.
+                    match self.register().await {
+                        Ok(version) => {
+                            info!(key = %self.key, "a registered key was put back");
+                            return Some((Fate::Ours, version));
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Ok(fate) => return Some((fate, version)),
+                Err(error) => error,
+            };
+            if matches!(error, Error::Closed) {
+                return None;
+            }
+            debug!(key = %self.key, %error, "a registered key was not put back; trying again");
+            sleep(pauses.next()).await;
+        }
+    }
+
+    async fn look(&self, version: Version) -> Result<Fate> {
+        match self.calls.serve(Get { key: self.key.clone(), consistency: Consistency::Linearizable }).await {
+            Ok(pair) if pair.version == version => Ok(Fate::Ours),
+            Ok(_) => Ok(Fate::Theirs),
+            Err(Error::KeyNotFound { .. }) => Ok(Fate::Gone),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the key away if it is still as it was written.
+    async fn unregister(&self, version: Version, ending: Option<Ending>) {
+        let mut pauses = pauses();
+        let ended = loop {
+            match self.calls.serve(AtomicDelete { key: self.key.clone(), version }).await {
+                // Somebody else's doing, or an earlier attempt's.
+                Ok(()) | Err(Error::KeyNotFound { .. } | Error::KeyModified { .. }) => break Ok(()),
+                Err(Error::Closed) => break Err(Error::Closed),
+                Err(error) => debug!(key = %self.key, %error, "a registered key was not taken away; trying again"),
+            }
+            sleep(pauses.next()).await;
+        };
+        self.tell(RegistrationEvent::Closed);
+        ending.into_iter().for_each(|ending| drop(ending.send(ended.clone())));
+    }
+}
+
+fn pauses() -> Pauses {
+    Pauses::new(Duration::from_millis(20), Duration::from_secs(1))
+}

@@ -113,10 +113,6 @@ impl LockGuard {
         self
     }
 
-    pub(crate) fn hold(&self) -> &Arc<Hold> {
-        &self.hold
-    }
-
     /// The lock's key.
     pub fn key(&self) -> &Key {
         self.hold.key()

@@ -6,7 +6,7 @@ mod hold;
 mod tenure;
 
 pub use event::{LockEvent, LockEvents};
-pub(crate) use guard::{Ending, Owner};
+pub(crate) use guard::{Ending, Owner, guarded, lost, publish};
 pub use guard::{LockGuard, LockOptions};
 pub(crate) use hold::{Hold, LockState};
 pub(crate) use tenure::{Tenure, TenureState};
