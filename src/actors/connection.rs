@@ -413,6 +413,9 @@ impl Calls {
         self.ended().await;
         let _closers = self.closers.acquire_many(MAX_CLOSERS).await;
         self.watchers.drained().await;
+        self.locks.drained().await;
+        // The status outlives whoever changes it.
+        let _ = self.status.subscribe().wait_for(|status| status.registrations == 0).await;
     }
 }
 

@@ -41,6 +41,7 @@
 mod atomic;
 mod close;
 mod concurrency;
+mod election;
 mod fixture;
 mod keys;
 mod limits;
@@ -48,6 +49,7 @@ mod list;
 mod lock;
 mod model;
 mod read;
+mod registration;
 mod support;
 mod tree;
 mod ttl;
@@ -277,6 +279,19 @@ macro_rules! for_each_conformance_case {
                 closing_gives_locks_back
                 refused_locks
                 counting_under_a_lock
+            }
+            election {
+                one_candidate_leads
+                observers_see_who_leads
+                dropping_a_leadership_resigns
+                a_demoted_candidate_stands_again
+            }
+            registration {
+                a_registration_lasts_until_it_is_ended
+                closing_takes_registrations_away
+                a_registration_comes_back
+                a_registration_yields_to_another_writer
+                refused_registrations
             }
             watch {
                 watch_opens_with_the_state
