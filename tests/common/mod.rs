@@ -23,6 +23,7 @@ pub mod proxy;
 mod server;
 pub mod tls;
 pub mod told;
+pub mod worker;
 pub mod zookeeper;
 
 pub use etcd::etcd_grpc_count;
