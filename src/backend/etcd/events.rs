@@ -43,14 +43,14 @@ pub(super) fn change(session: &Session, event: PbEvent) -> Option<Change> {
     let found = event.kv?;
     if delete {
         let version = Some(version(found.mod_revision));
-        return session.key(&found.key).map(|key| Change::Delete { key, version });
+        return session.key(&found).map(|key| Change::Delete { key, version });
     }
     pair(session, found).map(Change::Put)
 }
 
 /// A pair as it was found; none where the server's key is none here. The value is moved, not copied.
 pub(super) fn pair(session: &Session, found: PbKeyValue) -> Option<KvPair> {
-    let key = session.key(&found.key)?;
+    let key = session.key(&found)?;
     Some(KvPair { key, value: found.value.into(), version: version(found.mod_revision) })
 }
 

@@ -1,23 +1,27 @@
 //! Calls on single keys, and transactions.
 
+use super::line;
 use super::session::{Session, reading, revision, version};
 use super::status::Effect;
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::types::{Check, Condition, Consistency, Expected, KvPair, Operation, OperationResult, TxnOutcome, Version};
 use bytes::Bytes;
-use etcd_client::proto::{PbResponseOp, PbTxnOpResponse, PbTxnResponse};
+use etcd_client::proto::{PbKeyValue, PbResponseOp, PbTxnOpResponse, PbTxnResponse};
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnResponse};
 
 pub(super) async fn get(session: &Session, key: &Key, consistency: Consistency) -> Result<KvPair> {
     let send = async || session.kv().get(session.path(key), Some(reading(consistency))).await;
     let found = session.read(send).await?.take_kvs().pop();
-    found.map(|found| pair(key.clone(), found)).ok_or_else(|| Error::key_not_found(key))
+    found
+        .filter(|found| !line::is_contender(&found.0))
+        .map(|found| pair(key.clone(), found))
+        .ok_or_else(|| Error::key_not_found(key))
 }
 
 pub(super) async fn exists(session: &Session, key: &Key, consistency: Consistency) -> Result<bool> {
-    let send = async || session.kv().get(session.path(key), Some(reading(consistency).with_count_only())).await;
-    Ok(session.read(send).await?.count() > 0)
+    let send = async || session.kv().get(session.path(key), Some(reading(consistency).with_keys_only())).await;
+    Ok(session.read(send).await?.kvs().iter().any(|found| !line::is_contender(&found.0)))
 }
 
 /// Writes `value` on `lease`; 0 is none and detaches the key from the lease that it had.
@@ -83,12 +87,36 @@ fn mismatch(session: &Session, key: &Key, answer: TxnResponse) -> Error {
 }
 
 pub(super) async fn txn(session: &Session, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
-    let wanted = checks.iter().map(|check| Wanted::new(&check.condition)).collect::<Result<Vec<_>>>()?;
-    let path = |check: &Check| session.path(&check.key);
+    let wanted = checks.iter().map(|check| wanted(session, check)).collect::<Result<Vec<_>>>()?;
+    transact(session, &wanted, operations).await
+}
+
+/// As [`txn`], while the key at `path` is the one that was created at `revision`; none if it isn't.
+pub(super) async fn guarded(
+    session: &Session,
+    (path, revision): (&[u8], i64),
+    checks: &[Check],
+    operations: &[Operation],
+) -> Result<Option<TxnOutcome>> {
+    let guard = Ok((path.to_vec(), Wanted::CreatedAt(revision)));
+    let checks = checks.iter().map(|check| wanted(session, check));
+    let wanted = std::iter::once(guard).chain(checks).collect::<Result<Vec<_>>>()?;
+    Ok(match transact(session, &wanted, operations).await? {
+        TxnOutcome::CheckFailed { index } => index.checked_sub(1).map(|index| TxnOutcome::CheckFailed { index }),
+        committed => Some(committed),
+    })
+}
+
+/// What a check asks of which of the server's keys.
+fn wanted(session: &Session, check: &Check) -> Result<(Vec<u8>, Wanted)> {
+    Ok((session.path(&check.key), Wanted::new(&check.condition)?))
+}
+
+async fn transact(session: &Session, wanted: &[(Vec<u8>, Wanted)], operations: &[Operation]) -> Result<TxnOutcome> {
     let send = async || {
-        let compares: Vec<_> = checks.iter().zip(&wanted).map(|(check, wanted)| wanted.compare(path(check))).collect();
+        let compares: Vec<_> = wanted.iter().map(|(path, wanted)| wanted.compare(path.clone())).collect();
         let changes: Vec<_> = operations.iter().map(|operation| change(session, operation)).collect();
-        let looks: Vec<_> = checks.iter().map(|check| look(path(check))).collect();
+        let looks: Vec<_> = wanted.iter().map(|(path, _)| look(path.clone())).collect();
         session.kv().txn(Txn::new().when(compares).and_then(changes).or_else(looks)).await
     };
     let answer = session.write(send).await?;
@@ -96,7 +124,7 @@ pub(super) async fn txn(session: &Session, checks: &[Check], operations: &[Opera
         let version = session.written(answer.header())?;
         return Ok(TxnOutcome::Committed(operations.iter().map(|operation| result(operation, version)).collect()));
     }
-    let failed = looked(answer.0).and_then(|found| first_failed(&wanted, &found));
+    let failed = looked(answer.0).and_then(|found| first_failed(wanted, &found));
     let index = failed.ok_or_else(|| session.senseless(Effect::Read))?;
     Ok(TxnOutcome::CheckFailed { index })
 }
@@ -123,6 +151,14 @@ enum Wanted {
     Present,
     Absent,
     ChangedAt(i64),
+    CreatedAt(i64),
+}
+
+/// The revisions of a key that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Found {
+    created: i64,
+    changed: i64,
 }
 
 impl Wanted {
@@ -140,33 +176,36 @@ impl Wanted {
             Wanted::Present => Compare::create_revision(path, CompareOp::Greater, 0),
             Wanted::Absent => Compare::create_revision(path, CompareOp::Equal, 0),
             Wanted::ChangedAt(revision) => Compare::mod_revision(path, CompareOp::Equal, revision),
+            Wanted::CreatedAt(revision) => Compare::create_revision(path, CompareOp::Equal, revision),
         }
     }
 
-    /// The condition for the revision that a key was last changed at; none where it doesn't exist.
-    fn holds(self, found: Option<i64>) -> bool {
+    /// The condition for a key as it was found; none where it doesn't exist.
+    fn holds(self, found: Option<Found>) -> bool {
         match self {
             Wanted::Present => found.is_some(),
             Wanted::Absent => found.is_none(),
-            Wanted::ChangedAt(revision) => found == Some(revision),
+            Wanted::ChangedAt(revision) => found.is_some_and(|found| found.changed == revision),
+            Wanted::CreatedAt(revision) => found.is_some_and(|found| found.created == revision),
         }
     }
 }
 
 /// The first condition that the keys as they were found don't meet. etcd itself doesn't tell which.
-fn first_failed(wanted: &[Wanted], found: &[Option<i64>]) -> Option<usize> {
-    wanted.iter().zip(found).position(|(wanted, found)| !wanted.holds(*found))
+fn first_failed(wanted: &[(Vec<u8>, Wanted)], found: &[Option<Found>]) -> Option<usize> {
+    wanted.iter().zip(found).position(|((_, wanted), found)| !wanted.holds(*found))
 }
 
-/// Asks for the revision that a key was last changed at.
-fn look(path: Vec<u8>) -> TxnOp {
+/// Asks for everything of a key but its value.
+pub(super) fn look(path: Vec<u8>) -> TxnOp {
     TxnOp::get(path, Some(GetOptions::new().with_keys_only()))
 }
 
 /// The answers to [`look`]s, in their order; none if the server answered something else.
-fn looked(answer: PbTxnResponse) -> Option<Vec<Option<i64>>> {
+fn looked(answer: PbTxnResponse) -> Option<Vec<Option<Found>>> {
+    let found = |found: &PbKeyValue| Found { created: found.create_revision, changed: found.mod_revision };
     let one = |operation: PbResponseOp| match operation.response? {
-        PbTxnOpResponse::ResponseRange(range) => Some(range.kvs.first().map(|found| found.mod_revision)),
+        PbTxnOpResponse::ResponseRange(range) => Some(range.kvs.first().map(found)),
         _ => None,
     };
     answer.responses.into_iter().map(one).collect()
@@ -185,19 +224,24 @@ mod tests {
 
     #[test]
     fn the_first_failed_check_is_found() {
-        let wanted = [Wanted::Present, Wanted::Absent, Wanted::ChangedAt(7)];
-        assert_eq!(first_failed(&wanted, &[Some(1), None, Some(7)]), None);
-        assert_eq!(first_failed(&wanted, &[None, Some(1), Some(8)]), Some(0));
-        assert_eq!(first_failed(&wanted, &[Some(1), Some(1), None]), Some(1));
-        assert_eq!(first_failed(&wanted, &[Some(1), None, None]), Some(2));
-        assert_eq!(first_failed(&wanted, &[Some(1), None, Some(8)]), Some(2));
+        let wanted = [Wanted::Present, Wanted::Absent, Wanted::ChangedAt(7), Wanted::CreatedAt(5)];
+        let wanted = wanted.map(|wanted| (Vec::new(), wanted));
+        let at = |created, changed| Some(Found { created, changed });
+        let some = at(1, 1);
+        assert_eq!(first_failed(&wanted, &[some, None, at(5, 7), at(5, 7)]), None);
+        assert_eq!(first_failed(&wanted, &[None, some, at(5, 8), some]), Some(0));
+        assert_eq!(first_failed(&wanted, &[some, some, None, None]), Some(1));
+        assert_eq!(first_failed(&wanted, &[some, None, None, at(5, 5)]), Some(2));
+        assert_eq!(first_failed(&wanted, &[some, None, at(7, 8), at(5, 5)]), Some(2));
+        assert_eq!(first_failed(&wanted, &[some, None, at(7, 7), None]), Some(3));
+        assert_eq!(first_failed(&wanted, &[some, None, at(7, 7), at(4, 5)]), Some(3));
     }
 
     #[test]
     fn a_version_that_no_key_has_never_holds() {
         let made_up = Version::new(crate::types::BackendKind::Etcd, 0);
         let wanted = Wanted::new(&Condition::Version(made_up)).unwrap();
-        assert!(!wanted.holds(None) && !wanted.holds(Some(0)));
+        assert!(!wanted.holds(None) && !wanted.holds(Some(Found { created: 0, changed: 0 })));
     }
 
     #[test]

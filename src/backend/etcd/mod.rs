@@ -8,6 +8,8 @@ mod history;
 mod hub;
 mod kv;
 mod lease;
+mod line;
+mod lock;
 mod pulse;
 mod range;
 mod sentinel;
@@ -16,7 +18,7 @@ mod status;
 mod transport;
 mod watch;
 
-use crate::backend::{Backend, Connector, Lease, Position, Target, Updates};
+use crate::backend::{Backend, Connector, Lease, Locking, Position, Target, Updates};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
@@ -61,7 +63,13 @@ struct EtcdConnector {
 #[async_trait(?Send)]
 impl Connector for EtcdConnector {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { max_value_size: MAX_VALUE_SIZE, max_ttl: lease::MAX_TTL, ..Capabilities::new(BackendKind::Etcd) }
+        Capabilities {
+            max_value_size: MAX_VALUE_SIZE,
+            max_ttl: lease::MAX_TTL,
+            min_lock_ttl: lease::MIN_LOCK_TTL,
+            max_lock_ttl: lease::MAX_LOCK_TTL,
+            ..Capabilities::new(BackendKind::Etcd)
+        }
     }
 
     fn endpoints(&self) -> Vec<String> {
@@ -173,6 +181,10 @@ impl Backend for Driver {
 
     async fn watch(&self, target: &Target, after: Option<&Position>) -> Result<Updates> {
         Ok(self.watches.clone().follow(target, after))
+    }
+
+    fn locks(&self) -> Option<&dyn Locking> {
+        Some(self)
     }
 
     async fn disrupted(&self) -> Error {

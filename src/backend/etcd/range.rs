@@ -39,12 +39,26 @@ pub(super) async fn delete_tree(session: &Session, dir: &Dir) -> Result<u64> {
 }
 
 /// All that is in the range at one moment, and the revision of it.
-pub(super) async fn snapshot(session: &Session, mut range: Range) -> Result<(Vec<PbKeyValue>, i64)> {
-    let mut pager = Pager::new(Content::Pairs, usize::MAX);
-    let mut at = At { revision: 0, consistency: Consistency::Linearizable };
+pub(super) async fn snapshot(session: &Session, range: Range) -> Result<(Vec<PbKeyValue>, i64)> {
+    entries(session, range, 0, Content::Pairs).await
+}
+
+/// All that was in the range at `revision`, without the values.
+pub(super) async fn keys_at(session: &Session, range: Range, revision: i64) -> Result<Vec<PbKeyValue>> {
+    entries(session, range, revision, Content::Keys).await.map(|(entries, _)| entries)
+}
+
+async fn entries(
+    session: &Session,
+    mut range: Range,
+    revision: i64,
+    content: Content,
+) -> Result<(Vec<PbKeyValue>, i64)> {
+    let mut pager = Pager::new(content, usize::MAX);
+    let mut at = At { revision, consistency: Consistency::Linearizable };
     let mut entries = Vec::new();
     loop {
-        let mut answer = read(session, &range, at, Content::Pairs, pager.page).await?;
+        let mut answer = read(session, &range, at, content, pager.page).await?;
         at = at.pinned(session, &answer)?;
         pager.adapt(&answer);
         let next = answer.kvs().last().filter(|_| answer.more()).map(|last| behind(last.key()));
@@ -124,7 +138,7 @@ async fn scan<T>(
         pager.adapt(&answer);
         let next = answer.kvs().last().filter(|_| answer.more()).map(|last| next(last.key(), &prefix, options.depth));
         for found in answer.take_kvs() {
-            let Some(key) = session.key(found.key()) else { continue };
+            let Some(key) = session.key(&found.0) else { continue };
             anything = true;
             if options.depth == Depth::Recursive || child(found.key(), &prefix) {
                 entries.push(entry(key, found));

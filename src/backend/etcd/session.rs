@@ -1,11 +1,13 @@
 //! One session: a client tied to one endpoint, who we are to it, and the two ways to call it.
 
+use super::line;
 use super::sentinel::Sentinel;
 use super::status::{self, Effect};
 use crate::config::Credentials;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::types::{BackendKind, Consistency, Version};
+use etcd_client::proto::PbKeyValue;
 use etcd_client::{
     Channel, Client, ConnectOptions, Error as ClientError, GetOptions, KvClient, LeaseClient, ResponseHeader,
     WatchFilterType, WatchOptions, WatchStream,
@@ -199,9 +201,12 @@ impl Session {
         self.namespace.prefix(dir).into_bytes()
     }
 
-    /// The caller's key for the server's name of it; none where another program wrote what is no key here.
-    pub(super) fn key(&self, path: &[u8]) -> Option<Key> {
-        self.namespace.key(std::str::from_utf8(path).ok()?)
+    /// The caller's key for what was found; none for contenders of locks, and where another program wrote what is no key here.
+    pub(super) fn key(&self, found: &PbKeyValue) -> Option<Key> {
+        if line::is_contender(found) {
+            return None;
+        }
+        self.namespace.key(std::str::from_utf8(&found.key).ok()?)
     }
 
     /// The version of a write that the server has answered.

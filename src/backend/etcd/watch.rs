@@ -9,7 +9,7 @@ use super::status::{self, Effect};
 use crate::backend::{Position, Target, Update, Updates};
 use crate::error::{Error, Result};
 use etcd_client::proto::PbEvent;
-use etcd_client::{GetOptions, WatchOptions};
+use etcd_client::{GetOptions, WatchFilterType, WatchOptions};
 use futures_util::StreamExt;
 use futures_util::stream::try_unfold;
 use std::cell::RefCell;
@@ -135,6 +135,30 @@ impl Watches {
             self.retire(&hub);
         }
         begun
+    }
+
+    /// Waits until the key at `path`, which was there at `revision`, is deleted, or may have been.
+    pub(super) async fn deleted(&self, path: &[u8], revision: i64) -> Result<()> {
+        let mut feed = self.session.authenticated(async || self.deletions(path, revision).await).await?;
+        loop {
+            match feed.next().await? {
+                News::Events { events, .. } if events.is_empty() => {}
+                News::Events { .. } | News::Cancelled { compacted: true, .. } => return Ok(()),
+                News::Cancelled { reason, .. } => {
+                    return Err(self.session.error(status::cancelled(&reason), Effect::Read));
+                }
+            }
+        }
+    }
+
+    async fn deletions(&self, path: &[u8], revision: i64) -> Result<Feed> {
+        let hub = self.hub().await?;
+        let range = Range::one(path.to_vec());
+        let feed = hub.clone().watch(events_after(&range, revision).with_filters([WatchFilterType::NoPut])).await;
+        if let Err(Error::Unauthenticated { .. }) = feed {
+            self.retire(&hub);
+        }
+        feed
     }
 
     /// Goes on where an earlier watch ended, if it is on the same road.
