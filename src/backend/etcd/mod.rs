@@ -3,6 +3,7 @@
 //! Every call is one request while all goes well. A key's version is the revision at which it was last changed, which no
 //! other change of the cluster shares.
 
+mod attempt;
 mod events;
 mod history;
 mod hub;
