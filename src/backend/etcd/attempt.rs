@@ -94,7 +94,7 @@ impl<'a> Attempt<'a> {
     /// How the contender is doing that an earlier call of a bid made that doesn't wait.
     async fn snatched(&self, scene: Scene) -> Result<Standing> {
         match self.settle(scene).await? {
-            Standing::Waiting(place) => self.withdraw(token(&place)).await.map(|()| Standing::Taken),
+            Standing::Waiting(place) => self.withdraw(token(&place)).await.map(|_| Standing::Taken),
             standing => Ok(standing),
         }
     }
@@ -164,15 +164,15 @@ impl<'a> Attempt<'a> {
     }
 
     /// Takes the contender away, and the value that is published with it. A contender of the same name that isn't this one is
-    /// a later bid's, and so is the value then.
-    pub(super) async fn withdraw(&self, token: i64) -> Result<()> {
+    /// a later bid's, and so is the value then. Returns whether it was there.
+    pub(super) async fn withdraw(&self, token: i64) -> Result<bool> {
         let txn = || {
             let leave = [TxnOp::delete(self.contender.as_slice(), None), self.unpublish([self.is_published()])];
             let clear = [self.unpublish([self.stands(0), self.is_published()])];
             Txn::new().when([self.stands(token)]).and_then(leave).or_else(clear)
         };
         // Doing so twice is as good as once.
-        self.commit(txn, Effect::Read).await.map(drop)
+        self.commit(txn, Effect::Read).await.map(|answer| answer.succeeded)
     }
 
     /// Looks for the contender. This is no mere read: those may overtake a transaction that is on its way.
@@ -339,11 +339,12 @@ fn ranges(responses: Vec<PbResponseOp>) -> Option<Vec<PbRangeResponse>> {
     responses.into_iter().map(one).collect()
 }
 
-/// The error of a call that has had an effect before it failed.
+/// The error of a call that failed after it had made a contender, which is still there unless the error says otherwise.
 fn doubtful(error: Error) -> Error {
     match error {
+        Error::LockLost { .. } | Error::KeyExists { .. } | Error::Indeterminate { .. } => error,
         Error::Unreachable { reason, source } => Error::Indeterminate { reason, source },
-        error => error,
+        error => Error::indeterminate(error.to_string()).with_source(error),
     }
 }
 

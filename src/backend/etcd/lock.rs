@@ -59,14 +59,14 @@ impl Locking for Driver {
         self.watches.deleted(place.ahead.as_bytes(), seen).await
     }
 
-    async fn leave(&self, bid: &Bid, progress: &Progress) -> Result<()> {
+    async fn leave(&self, bid: &Bid, progress: &Progress) -> Result<bool> {
         let attempt = Attempt::new(&self.session, bid)?;
         match progress {
-            Progress::New => Ok(()),
+            Progress::New => Ok(false),
             Progress::Placed(place) => attempt.withdraw(token(place)).await,
             Progress::Unknown => match attempt.find().await? {
                 Some(token) => attempt.withdraw(token).await,
-                None => Ok(()),
+                None => Ok(false),
             },
         }
     }
