@@ -20,7 +20,7 @@ const ENCODED_IN_PATH: &AsciiSet = &ENCODED.remove(b'/');
 pub(super) const MAX_TXN_BODY: usize = 512 * 1024;
 
 /// Values up to this size fit into a transaction that writes one, whatever the key: base64 makes four bytes of three,
-/// and 8 KiB are enough for the JSON around the value and two of the longest paths with every byte escaped.
+/// and 8 KiB are enough for the JSON around the value and three of the longest paths with every byte escaped.
 pub(super) const MAX_TXN_VALUE: usize = (MAX_TXN_BODY - 8192) / 4 * 3;
 
 /// `text` as a part of a query.
@@ -52,6 +52,11 @@ pub(super) fn nonce() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+/// The flags by which Consul's own clients know a lock, and whoever makes one that they are to respect.
+pub(super) const LOCK_FLAGS: u64 = 0x2ddc_cbc0_58a5_0c18;
+/// The flags by which they know a semaphore.
+pub(super) const SEMAPHORE_FLAGS: u64 = 0xe0f6_9a2b_aa41_4de0;
+
 /// One operation of a transaction, on a path of the server.
 #[derive(Clone, Debug)]
 pub(super) enum Op<'a> {
@@ -61,6 +66,8 @@ pub(super) enum Op<'a> {
     Cas { path: &'a str, value: &'a Bytes, index: u64 },
     /// Writes and lets `session` hold the key, which nobody else may hold.
     Lock { path: &'a str, value: &'a Bytes, session: &'a str },
+    /// The same with the flags of a lock. Where the session holds the key already it only writes.
+    Acquire { path: &'a str, value: &'a Bytes, session: &'a str },
     /// Writes and lets go of the key, which `session` must hold.
     Unlock { path: &'a str, value: &'a Bytes, session: &'a str },
     /// Reads; fails if there is nothing.
@@ -84,7 +91,7 @@ impl<'a> Op<'a> {
         match self {
             Op::Set { .. } => "set",
             Op::Cas { .. } => "cas",
-            Op::Lock { .. } => "lock",
+            Op::Lock { .. } | Op::Acquire { .. } => "lock",
             Op::Unlock { .. } => "unlock",
             Op::Get { .. } => "get",
             Op::CheckNotExists { .. } => "check-not-exists",
@@ -101,6 +108,7 @@ impl<'a> Op<'a> {
             Op::Set { path, .. }
             | Op::Cas { path, .. }
             | Op::Lock { path, .. }
+            | Op::Acquire { path, .. }
             | Op::Unlock { path, .. }
             | Op::Get { path }
             | Op::CheckNotExists { path }
@@ -113,17 +121,29 @@ impl<'a> Op<'a> {
 
     fn value(&self) -> Option<&'a Bytes> {
         match self {
-            Op::Set { value, .. } | Op::Cas { value, .. } | Op::Lock { value, .. } | Op::Unlock { value, .. } => {
-                Some(value)
-            }
+            Op::Set { value, .. }
+            | Op::Cas { value, .. }
+            | Op::Lock { value, .. }
+            | Op::Acquire { value, .. }
+            | Op::Unlock { value, .. } => Some(value),
             _ => None,
         }
     }
 
     fn session(&self) -> Option<&'a str> {
         match self {
-            Op::Lock { session, .. } | Op::Unlock { session, .. } | Op::CheckSession { session, .. } => Some(session),
+            Op::Lock { session, .. }
+            | Op::Acquire { session, .. }
+            | Op::Unlock { session, .. }
+            | Op::CheckSession { session, .. } => Some(session),
             _ => None,
+        }
+    }
+
+    fn flags(&self) -> u64 {
+        match self {
+            Op::Acquire { .. } => LOCK_FLAGS,
+            _ => nonce(),
         }
     }
 
@@ -164,7 +184,7 @@ impl Serialize for Fields<'_, '_> {
         fields.serialize_entry("Key", self.0.path())?;
         if let Some(value) = self.0.value() {
             fields.serialize_entry("Value", &Base64(value))?;
-            fields.serialize_entry("Flags", &nonce())?;
+            fields.serialize_entry("Flags", &self.0.flags())?;
         }
         if let Some(index) = self.0.index() {
             fields.serialize_entry("Index", &index)?;
@@ -185,7 +205,7 @@ impl Serialize for Base64<'_> {
     }
 }
 
-/// The body of a request for a session that makes keys go away.
+/// The body of a request for a session at whose end the keys that it holds go away.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct NewSession {
@@ -193,8 +213,8 @@ pub(super) struct NewSession {
     behavior: &'static str,
     #[serde(rename = "TTL")]
     ttl: String,
-    /// Nobody waits after the end of a TTL; the default would keep the key from being locked for 15 s.
-    lock_delay: &'static str,
+    /// For how long nobody can lock what the session held at its end. With its unit: the server takes small numbers for seconds.
+    lock_delay: String,
     /// No checks, so that the session lives by its TTL alone and not by the agent's health. Newer servers read the
     /// second.
     checks: [&'static str; 0],
@@ -203,15 +223,27 @@ pub(super) struct NewSession {
 
 /// The name of the sessions that stand for a TTL, and by which any kvactor store tells them from locks.
 pub(super) const TTL_SESSION: &str = "kvactor-ttl";
+/// The name of the sessions that hold locks.
+pub(super) const LOCK_SESSION: &str = "kvactor-lock";
 
 impl NewSession {
-    /// A session that the server keeps for `ttl`, whole seconds, after it was last renewed.
+    /// A session for a TTL. Nobody waits after its end.
     pub(super) fn ttl(ttl: Duration) -> Self {
+        NewSession::new(TTL_SESSION, ttl, Duration::ZERO)
+    }
+
+    /// A session for locks.
+    pub(super) fn lock(ttl: Duration, delay: Duration) -> Self {
+        NewSession::new(LOCK_SESSION, ttl, delay)
+    }
+
+    /// A session that the server keeps for `ttl`, whole seconds, after it was last renewed.
+    fn new(name: &'static str, ttl: Duration, lock_delay: Duration) -> Self {
         NewSession {
-            name: TTL_SESSION,
+            name,
             behavior: "delete",
             ttl: format!("{}s", ttl.as_secs()),
-            lock_delay: "0s",
+            lock_delay: format!("{}ms", lock_delay.as_millis()),
             checks: [],
             node_checks: [],
         }
@@ -247,6 +279,42 @@ pub(super) struct Meta<'a> {
     pub(super) index: u64,
     #[serde(rename = "Session", default, borrow)]
     pub(super) session: Option<Text<'a>>,
+}
+
+/// A key as the server shows it, with what makes it a lock.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct LockMeta {
+    flags: u64,
+    create_index: u64,
+    pub(super) modify_index: u64,
+    /// How often the key was acquired since it was made; a plain write sets it to 0.
+    lock_index: u64,
+    session: Option<String>,
+}
+
+impl LockMeta {
+    /// The session that holds the key.
+    pub(super) fn holder(&self) -> Option<&str> {
+        self.session.as_deref().filter(|session| !session.is_empty())
+    }
+
+    pub(super) fn is_lock(&self) -> bool {
+        self.flags == LOCK_FLAGS
+    }
+
+    pub(super) fn is_semaphore(&self) -> bool {
+        self.flags == SEMAPHORE_FLAGS
+    }
+
+    /// The index of the acquisition. kvactor makes the key anew with each, and other clients take the one that is there, which
+    /// they don't write while they hold it.
+    pub(super) fn token(&self) -> u64 {
+        match self.lock_index {
+            0 | 1 => self.create_index,
+            _ => self.modify_index,
+        }
+    }
 }
 
 /// A key as the server shows it, with its value still in base64: much of a list may be left out.
@@ -342,9 +410,20 @@ mod tests {
         assert!(set["Flags"].is_u64() && set.get("Index").is_none() && set.get("Session").is_none());
         let cas = json(Op::Cas { path: "a", value: &value, index: 7 });
         assert_eq!((&cas["Verb"], &cas["Index"]), (&"cas".into(), &7.into()));
+        let acquire = json(Op::Acquire { path: "a", value: &value, session: "s" });
+        assert_eq!((&acquire["Verb"], &acquire["Flags"]), (&"lock".into(), &3_304_740_253_564_472_344_u64.into()));
         let unlock = json(Op::Unlock { path: "a", value: &value, session: "s" });
         assert_eq!((&unlock["Verb"], &unlock["Session"]), (&"unlock".into(), &"s".into()));
         assert_eq!(json(Op::Get { path: "a" }), serde_json::json!({ "Verb": "get", "Key": "a" }));
+    }
+
+    #[test]
+    fn sessions_say_how_long_they_last() {
+        let session = NewSession::lock(Duration::from_secs(30), Duration::from_millis(1_500));
+        let json = serde_json::to_value(session).unwrap();
+        assert_eq!((&json["TTL"], &json["LockDelay"]), (&"30s".into(), &"1500ms".into()));
+        assert_eq!((&json["Name"], &json["Checks"]), (&LOCK_SESSION.into(), &serde_json::json!([])));
+        assert_eq!(serde_json::to_value(NewSession::ttl(Duration::from_secs(10))).unwrap()["LockDelay"], "0ms");
     }
 
     #[test]
@@ -356,9 +435,11 @@ mod tests {
     #[test]
     fn the_largest_value_of_a_txn_fits() {
         let (path, value) = ("\"".repeat(1025), Bytes::from(vec![0; MAX_TXN_VALUE]));
+        let session = "00000000-0000-0000-0000-000000000000";
         let ops = [
             Op::CheckIndex { path: &path, index: u64::MAX },
-            Op::Unlock { path: &path, value: &value, session: "00000000-0000-0000-0000-000000000000" },
+            Op::Delete { path: &path },
+            Op::Acquire { path: &path, value: &value, session },
         ];
         let size = serde_json::to_vec(&ops).unwrap().len();
         assert!(size <= MAX_TXN_BODY && size > MAX_TXN_BODY - 8192, "{size}");
@@ -371,6 +452,16 @@ mod tests {
         assert_eq!(entries[0].value().unwrap(), "");
         assert_eq!((entries[1].path.as_ref(), entries[1].index), ("b&", 4));
         assert_eq!(entries[1].value().unwrap(), &[0, 255][..]);
+    }
+
+    #[test]
+    fn the_token_of_a_lock() {
+        let token = |lock, created, modified| {
+            let json = format!(r#"{{"Flags":0,"CreateIndex":{created},"ModifyIndex":{modified},"LockIndex":{lock}}}"#);
+            serde_json::from_str::<LockMeta>(&json).unwrap().token()
+        };
+        assert_eq!([token(1, 7, 7), token(1, 7, 9), token(0, 7, 9)], [7; 3], "whatever the holder or others write");
+        assert_eq!(token(2, 7, 9), 9, "the key was there before");
     }
 
     #[test]

@@ -12,6 +12,14 @@ pub(super) fn lost(effect: Effect, reason: String) -> Error {
     }
 }
 
+/// A failure of a write that may be repeated, though the request doesn't look it.
+pub(super) fn repeatable(error: Error) -> Error {
+    match error {
+        Error::Indeterminate { reason, source } => Error::Unreachable { reason, source },
+        error => error,
+    }
+}
+
 pub(super) fn is_permission(said: &str) -> bool {
     said.contains("ermission denied")
 }

@@ -3,7 +3,7 @@
 //! What a reader of the server's data should know:
 //! - The flags of keys that kvactor writes are random. They make each write a change; see [`codec::nonce`].
 //! - A key with a TTL is held by a session named `kvactor-ttl` that deletes it at its end. Sessions with other names
-//!   are locks to this driver, which leaves them alone.
+//!   are locks to this driver, whose ordinary writes leave them alone; its own are in [`lock`].
 //! - Values of more than 378 KiB don't fit into Consul's transactions. Alone they are written in another way, with one
 //!   more request; in a transaction they are refused.
 //! - Agents take no URL with characters that Go doesn't print, such as U+00A0 or U+200B. Keys that aren't ASCII are
@@ -17,24 +17,26 @@ mod errors;
 mod http;
 mod hub;
 mod list;
+mod lock;
 mod plan;
 mod read;
+mod session;
+mod txn;
 mod watch;
 mod write;
 
-use crate::backend::{Backend, Connector, Lease, Position, Target, Updates};
+use crate::backend::{Backend, Connector, Lease, Locking, Position, Target, Updates};
 use crate::config::{Config, Endpoint};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::types::{
-    BackendKind, Capabilities, Check, Condition, Consistency, Expected, KvPair, ListOptions, Operation,
-    OperationResult, Page, TxnOutcome, Version,
+    BackendKind, Capabilities, Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version,
 };
 use async_trait::async_trait;
 use awc::http::StatusCode;
 use awc::http::header::HeaderValue;
 use bytes::Bytes;
-use codec::{CreatedSession, Meta, NewSession, Op};
+use codec::{Meta, NewSession, Op};
 use http::{Effect, Http, Request, Settings, Transaction};
 use hub::Hub;
 use std::cell::Cell;
@@ -76,6 +78,7 @@ pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
         settings,
         idle_timeout: config.options.idle_timeout,
         max_watch_connections: usize::try_from(config.options.max_watch_connections).unwrap_or(usize::MAX),
+        lock_delay: config.options.lock_delay,
     }))
 }
 
@@ -111,6 +114,7 @@ struct ConsulConnector {
     settings: Settings,
     idle_timeout: Duration,
     max_watch_connections: usize,
+    lock_delay: Duration,
 }
 
 impl ConsulConnector {
@@ -129,6 +133,8 @@ impl Connector for ConsulConnector {
             max_value_size: MAX_VALUE_SIZE,
             min_ttl: Duration::from_secs(1),
             max_ttl: SESSION_TTL_MULTIPLIER * (MAX_SESSION_TTL - Duration::from_secs(1)),
+            min_lock_ttl: MIN_SESSION_TTL,
+            max_lock_ttl: MAX_SESSION_TTL,
             every_revision: false,
             ..Capabilities::new(BackendKind::Consul)
         }
@@ -143,7 +149,8 @@ impl Connector for ConsulConnector {
             self.endpoints.get(index).ok_or_else(|| Error::backend(format!("there is no endpoint {index}")))?;
         let http = Rc::new(Http::new(endpoint, &self.settings));
         let hub = self.hub(endpoint, http.clone());
-        let consul = Consul { http, hub, namespace: self.namespace.clone(), reads_only: Cell::new(false) };
+        let (namespace, lock_delay) = (self.namespace.clone(), self.lock_delay);
+        let consul = Consul { http, hub, namespace, lock_delay, reads_only: Cell::new(false) };
         consul.probe().await?;
         Ok(Rc::new(consul))
     }
@@ -156,6 +163,7 @@ struct Consul {
     /// For watches, with connections of its own: however many they are, calls don't wait for them.
     hub: Rc<Hub>,
     namespace: Namespace,
+    lock_delay: Duration,
     /// Whether the token was once found to be without the right to write a key.
     reads_only: Cell<bool>,
 }
@@ -226,35 +234,6 @@ impl Consul {
             Err(error) => error,
         }
     }
-
-    /// What the puts among `operations` wrote, from the entries of the answer to `ops`.
-    fn placed(&self, ops: &[Op<'_>], body: &Bytes) -> Result<Vec<Placed>> {
-        let mut entries = self.http.entries(body, Effect::Write)?;
-        let mut placed = Vec::new();
-        for op in ops.iter().filter(|op| op.is_answered()) {
-            let entry = entries.next().ok_or_else(|| self.too_few_results())?;
-            if matches!(op, Op::Set { .. }) {
-                placed.push(Placed::from(&entry));
-            }
-        }
-        Ok(placed)
-    }
-
-    /// The results of a transaction that was applied, its puts made permanent.
-    async fn settle_all(&self, operations: &[Operation], placed: Vec<Placed>) -> Result<Vec<OperationResult>> {
-        let mut placed = placed.into_iter();
-        let mut results = Vec::with_capacity(operations.len());
-        for operation in operations {
-            results.push(match operation {
-                Operation::Delete { .. } => OperationResult::Deleted,
-                Operation::Put { key, value } => {
-                    let placed = placed.next().ok_or_else(|| self.too_few_results())?;
-                    OperationResult::Put(self.settle(key, value, placed).await?)
-                }
-            });
-        }
-        Ok(results)
-    }
 }
 
 /// A failure of the probe: there may be other agents, or this one will come to itself.
@@ -262,22 +241,6 @@ fn unreachable(error: Error) -> Error {
     match error {
         Error::Backend { reason, source } => Error::Unreachable { reason, source },
         error => error,
-    }
-}
-
-/// The operation of Consul's that makes sure of a condition.
-fn check_op<'a>(path: &'a str, condition: &Condition) -> Result<Op<'a>> {
-    Ok(match condition {
-        Condition::Exists => Op::Get { path },
-        Condition::Absent => Op::CheckNotExists { path },
-        Condition::Version(version) => Op::CheckIndex { path, index: index(version)? },
-    })
-}
-
-fn write_op<'a>(path: &'a str, operation: &'a Operation) -> Op<'a> {
-    match operation {
-        Operation::Put { value, .. } => Op::Set { path, value },
-        Operation::Delete { .. } => Op::Delete { path },
     }
 }
 
@@ -308,11 +271,7 @@ impl Backend for Consul {
     async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
         self.require_way(key, value)?;
         let ttl = session_ttl(ttl);
-        let body = serde_json::to_vec(&NewSession::ttl(ttl))
-            .map_err(|error| Error::backend("a session could not be written as JSON").with_source(error))?;
-        // A session whose answer is lost holds nothing, and ends by itself.
-        let answer = self.http.expect_ok(Request::put("session/create", body, Effect::Repeatable)).await?;
-        let CreatedSession { id } = self.http.json(&answer)?;
+        let id = self.open(&NewSession::ttl(ttl)).await?;
         match self.write_held(key, value, &id).await {
             Ok(version) => {
                 let outlives_process_by = SESSION_TTL_MULTIPLIER * ttl;
@@ -327,13 +286,7 @@ impl Backend for Consul {
     }
 
     async fn renew(&self, lease: &Lease) -> Result<()> {
-        let path = format!("session/renew/{}", codec::encode(&lease.id));
-        let answer = self.http.send(Request::put(path, Bytes::new(), Effect::Repeatable)).await?;
-        match answer.status {
-            StatusCode::OK => Ok(()),
-            StatusCode::NOT_FOUND => Err(Error::key_not_found(&lease.key)),
-            _ => Err(self.http.failure(&answer)),
-        }
+        self.keep(&lease.id).await?.ok_or_else(|| Error::key_not_found(&lease.key))
     }
 
     /// Ends the session, which deletes the key if it still holds it. A plain write by a program other than kvactor
@@ -401,25 +354,11 @@ impl Backend for Consul {
     }
 
     async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
-        let keys = checks.iter().map(|check| &check.key).chain(operations.iter().map(Operation::key));
-        let paths: Vec<_> = keys.map(|key| self.namespace.path(key)).collect();
-        let (check_paths, write_paths) = paths.split_at(checks.len());
-        let checks_ops = check_paths.iter().zip(checks).map(|(path, check)| check_op(path, &check.condition));
-        let write_ops = write_paths.iter().zip(operations).map(|(path, operation)| Ok(write_op(path, operation)));
-        let ops: Vec<_> = checks_ops.chain(write_ops).collect::<Result<_>>()?;
-        match self.http.txn(&ops, Consistency::Linearizable).await? {
-            Transaction::Applied(body) => {
-                let placed = self.placed(&ops, &body)?;
-                self.settle_all(operations, placed).await.map(TxnOutcome::Committed)
-            }
-            Transaction::Refused(refusals) => {
-                match refusals.iter().map(|refusal| refusal.op_index).filter(|index| *index < checks.len()).min() {
-                    Some(index) => Ok(TxnOutcome::CheckFailed { index }),
-                    None => Err(Error::backend(format!("Consul refused a transaction: {refusals:?}"))),
-                }
-            }
-            Transaction::TooLarge(said) => Err(Error::unsupported(format!("Consul refused a transaction: {said}"))),
-        }
+        self.transact(None, checks, operations).await
+    }
+
+    fn locks(&self) -> Option<&dyn Locking> {
+        Some(self)
     }
 
     async fn recover(&self) -> Result<()> {

@@ -1,11 +1,10 @@
 //! Writing one key: the two ways that Consul has for it, and what becomes of a TTL that hangs on the key.
 
-use super::codec::{
-    self, MAX_TXN_VALUE, Meta, Op, Refusal, SessionInfo, TTL_SESSION, encode_path, is_printable, nonce,
-};
+use super::codec::{self, MAX_TXN_VALUE, Meta, Op, Refusal, encode_path, is_printable, nonce};
 use super::errors::size_limit;
 use super::http::{Effect, Request, Transaction};
 use super::read::Way;
+use super::session::Meaning;
 use super::{Consul, version};
 use crate::error::{Error, Result};
 use crate::key::Key;
@@ -67,17 +66,6 @@ impl From<&Meta<'_>> for Placed {
             session: meta.session.as_ref().map(|session| session.0.to_string()).filter(|session| !session.is_empty()),
         }
     }
-}
-
-/// What a session that holds a key stands for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Holder {
-    /// A TTL, of any kvactor store.
-    Ttl,
-    /// Anything else: a lock.
-    Lock,
-    /// The session is over, and what it held is gone or let go.
-    Over,
 }
 
 impl Consul {
@@ -175,19 +163,19 @@ impl Consul {
     ///
     /// Every step has a condition: what others write meanwhile stays, and `written` is returned then.
     async fn outlive(&self, key: &Key, value: &Bytes, written: Version, session: &str) -> Result<Version> {
-        match self.holder(session).await? {
-            Holder::Lock => return Ok(written),
-            Holder::Over => return self.after_end(key, value, written, session).await,
-            Holder::Ttl => {}
+        match self.stands_for(session).await? {
+            Meaning::Lock | Meaning::Other => return Ok(written),
+            Meaning::Over => return self.after_end(key, value, written, session).await,
+            Meaning::Ttl => {}
         }
         if let Some(version) = self.detach(key, value, written, session).await? {
             // Its owner learns in this way that there is nothing to renew. If it fails, the session ends by itself.
             let _ = self.destroy(session).await;
             return Ok(version);
         }
-        match self.holder(session).await? {
-            Holder::Over => self.after_end(key, value, written, session).await,
-            Holder::Ttl | Holder::Lock => Ok(written),
+        match self.stands_for(session).await? {
+            Meaning::Over => self.after_end(key, value, written, session).await,
+            Meaning::Ttl | Meaning::Lock | Meaning::Other => Ok(written),
         }
     }
 
@@ -220,38 +208,6 @@ impl Consul {
         }
     }
 
-    async fn holder(&self, session: &str) -> Result<Holder> {
-        let path = format!("session/info/{}", codec::encode(session));
-        let answer = self.http.expect_ok(Request::get(path, "consistent")).await?;
-        let sessions: Option<Vec<SessionInfo<'_>>> = self.http.json(&answer)?;
-        Ok(match sessions.unwrap_or_default().first() {
-            None => Holder::Over,
-            Some(info) if info.name == TTL_SESSION => Holder::Ttl,
-            Some(_) => Holder::Lock,
-        })
-    }
-
-    /// Fails where a session that the server doesn't show isn't over but hidden from our token: it holds the key still.
-    async fn prove_over(&self, key: &Key, session: &str) -> Result<()> {
-        match self.session_of(key).await? {
-            Some(holder) if holder == session => Err(Error::PermissionDenied {
-                reason: format!(
-                    "{} hides the session that holds `{key}`, so it can't be told whether it is a TTL or a lock; \
-                     the token needs `session:read`",
-                    self.http.name()
-                ),
-                source: None,
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// Ends a session, and with it the key that it holds. It is no error if the session is over.
-    pub(super) async fn destroy(&self, session: &str) -> Result<()> {
-        let path = format!("session/destroy/{}", codec::encode(session));
-        self.http.expect_ok(Request::put(path, Bytes::new(), Effect::Repeatable)).await.map(drop)
-    }
-
     /// Writes a value that `session` holds, also where another TTL hangs on the key.
     pub(super) async fn write_held(&self, key: &Key, value: &Bytes, session: &str) -> Result<Version> {
         for _ in 0..TAKEOVERS {
@@ -278,10 +234,10 @@ impl Consul {
     /// Writes a value that `session` holds in place of `other`, if that stands for a TTL. None where `other` has let
     /// go.
     async fn take_over(&self, key: &Key, value: &Bytes, session: &str, other: &str) -> Result<Option<Version>> {
-        match self.holder(other).await? {
-            Holder::Over => return self.prove_over(key, other).await.map(|()| None),
-            Holder::Ttl => {}
-            Holder::Lock => {
+        match self.stands_for(other).await? {
+            Meaning::Over => return self.prove_over(key, other).await.map(|()| None),
+            Meaning::Ttl => {}
+            Meaning::Lock | Meaning::Other => {
                 return Err(Error::unsupported(format!(
                     "`{key}` is held by a lock, and Consul knows one holder of a key: it can't have a TTL as well"
                 )));
