@@ -377,6 +377,19 @@ pub(super) struct Refusal {
     pub(super) what: String,
 }
 
+impl Refusal {
+    /// Whether nobody gets the key for now, because the session that held it ended. The words before these name the key, which
+    /// may read like any of them.
+    pub(super) fn is_lock_delay(&self) -> bool {
+        self.what.ends_with("due to lock delay")
+    }
+
+    /// Whether the session that was to hold the key is over.
+    pub(super) fn is_session_over(&self) -> bool {
+        self.what.starts_with("invalid session")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

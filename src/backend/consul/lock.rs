@@ -251,12 +251,10 @@ impl Consul {
 
 /// Why the lock isn't ours. All operations that fail are told, of which the first is about the key as it was.
 fn refused(key: &Key, refusals: &[Refusal]) -> Result<Attempt> {
-    // The words around the key, which may itself read like any of them.
-    let says = |is: fn(&str) -> bool| refusals.iter().any(|refusal| is(&refusal.what));
-    if says(|what| what.starts_with("invalid session")) {
+    if refusals.iter().any(Refusal::is_session_over) {
         return Err(Error::lock_lost(key));
     }
-    if says(|what| what.ends_with("due to lock delay")) {
+    if refusals.iter().any(Refusal::is_lock_delay) {
         return Ok(Attempt::Delayed);
     }
     match refusals.iter().any(|refusal| refusal.op_index == 0) {

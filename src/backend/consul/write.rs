@@ -215,7 +215,7 @@ impl Consul {
                 Outcome::Written(placed) => return Ok(placed.version),
                 Outcome::Refused(refusals) => refusals,
             };
-            if refusals.iter().any(|refusal| refusal.what.contains("lock delay")) {
+            if refusals.iter().any(Refusal::is_lock_delay) {
                 return Err(Error::unsupported(format!(
                     "`{key}` was a lock whose holder was lost, and Consul lets nobody take it, not even for a TTL, \
                      until the lock-delay is over"
