@@ -68,13 +68,14 @@ impl Locking for Consul {
     }
 
     /// The key is released by its deletion, after which there is no lock-delay.
-    async fn leave(&self, bid: &Bid, progress: &Progress) -> Result<()> {
+    async fn leave(&self, bid: &Bid, progress: &Progress) -> Result<bool> {
         if *progress == Progress::New {
-            return Ok(());
+            return Ok(false);
         }
         let path = self.namespace.path(&bid.key);
         let ops = [Op::CheckSession { path: &path, session: &bid.grant.id }, Op::Delete { path: &path }];
-        self.run(&ops, Consistency::Linearizable).await.map(drop).map_err(repeatable)
+        let left = self.run(&ops, Consistency::Linearizable).await.map_err(repeatable)?;
+        Ok(left.is_some())
     }
 
     async fn guarded(
