@@ -5,6 +5,7 @@
 //! where that changes it is armed anew. Whoever needs it to reach far is the reason for that and comes or goes with it;
 //! those who follow the key itself outlast the change, and read again what may have happened meanwhile.
 
+use super::contender;
 use super::errors;
 use super::hub::{Hub, Limits};
 use super::inbox::Inbox;
@@ -158,8 +159,8 @@ impl Keeper {
                 event = watcher.changed() => match event.event_type {
                     // The library panics where one goes on listening after a session's last event.
                     EventType::Session => return self.give_up(event.session_state),
-                    EventType::NodeChildrenChanged => {}
-                    _ => self.tell(&event.path),
+                    // Of children too: where contenders come and go, a lock changes hands.
+                    _ => self.tell(contender::subject(&event.path)),
                 },
             }
         }

@@ -1,5 +1,6 @@
 //! A multi: several changes that ZooKeeper applies all or none.
 
+use super::contender;
 use super::session::Session;
 use zookeeper_client::{CreateMode, Error as Failure, MultiWriteResult, MultiWriter, Stat};
 
@@ -42,8 +43,12 @@ impl<'s> Batch<'s> {
 
     /// Makes an empty znode: a directory, or a key about to be [`set`](Batch::set).
     pub(super) fn create(&mut self, path: &str, mode: CreateMode) {
-        let added = self.writer.add_create(path, &[], &mode.with_acls(self.session.acls));
-        self.added(added, path.len());
+        self.create_with(path, &[], mode);
+    }
+
+    pub(super) fn create_with(&mut self, path: &str, data: &[u8], mode: CreateMode) {
+        let added = self.writer.add_create(path, data, &mode.with_acls(self.session.acls));
+        self.added(added, path.len() + data.len());
     }
 
     pub(super) fn set(&mut self, path: &str, data: &[u8], version: i32) {
@@ -70,6 +75,14 @@ impl<'s> Batch<'s> {
             self.set(path, &[], 0);
         }
         self.set(path, data, i32::from(before == 1));
+    }
+
+    /// Writes to a contender. Who watches the lock watches its znode, and hears if children of that come and go.
+    pub(super) fn publish(&mut self, path: &str, data: &[u8], version: i32) {
+        let nudge = contender::nudge_beside(path);
+        self.create(&nudge, CreateMode::Ephemeral);
+        self.delete(&nudge, 0);
+        self.set(path, data, version);
     }
 
     fn added(&mut self, added: Result<(), Failure>, bytes: usize) {

@@ -3,6 +3,7 @@
 use super::ZooKeeper;
 use super::doubt::Doubts;
 use super::errors;
+use super::grant::Grants;
 use super::path::Paths;
 use super::session::Session;
 use super::tls::Tls;
@@ -24,6 +25,12 @@ const ROUNDS: usize = 20;
 /// The largest value: the server's limit for a packet, 1 MiB by default, without room for paths and headers.
 const MAX_VALUE_SIZE: usize = (1024 - 16) * 1024;
 
+/// The shortest TTL of a lock that is asked for. The servers' own bounds are 2 and 20 of their ticks.
+const MIN_LOCK_TTL: Duration = Duration::from_secs(1);
+
+/// The longest time for which the servers are asked to keep a session.
+const MAX_SESSION: Duration = Duration::from_secs(3600);
+
 /// A connector for the ensemble that `config` names.
 ///
 /// With credentials the session authenticates by ZooKeeper's scheme `digest`, and what it creates belongs to them alone
@@ -36,16 +43,23 @@ pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
         return Err(Error::invalid_config("endpoints", "ZooKeeper needs at least one host"));
     }
     let tls = config.tls.as_ref().map(|tls| Tls::load(tls, &config.endpoints)).transpose()?;
-    Ok(Arc::new(Ensemble { config: config.clone(), tls }))
+    let ensemble = Ensemble { config: config.clone(), tls, grants: Grants::default() };
+    Ok(Arc::new(ZooKeeperConnector { ensemble: Arc::new(ensemble) }))
 }
 
-struct Ensemble {
+struct ZooKeeperConnector {
+    ensemble: Arc<Ensemble>,
+}
+
+/// The servers, as this store knows them, and what it holds there beyond a session.
+pub(super) struct Ensemble {
     config: Config,
     tls: Option<Tls>,
+    pub(super) grants: Grants,
 }
 
 #[async_trait(?Send)]
-impl Connector for Ensemble {
+impl Connector for ZooKeeperConnector {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new(BackendKind::ZooKeeper);
         capabilities.max_value_size = MAX_VALUE_SIZE;
@@ -53,27 +67,28 @@ impl Connector for Ensemble {
         capabilities.ttl_on_directories = false;
         capabilities.exact_versions = false;
         capabilities.every_revision = false;
+        capabilities.min_lock_ttl = MIN_LOCK_TTL;
+        capabilities.max_lock_ttl = MAX_SESSION;
         capabilities
     }
 
     /// One entry for all hosts: they are one ensemble, and a session moves among them by itself.
     fn endpoints(&self) -> Vec<String> {
-        vec![self.servers()]
+        vec![self.ensemble.servers()]
     }
 
     /// Until the server has surely let the session go: the client library says so at 7/5 of the session timeout, which the
     /// server may have raised.
     fn recover_within(&self) -> Option<Duration> {
-        Some((self.config.options.session_timeout * 2).max(Duration::from_secs(60)))
+        Some((self.ensemble.config.options.session_timeout * 2).max(Duration::from_secs(60)))
     }
 
     async fn connect(&self, _index: usize) -> Result<Rc<dyn Backend>> {
-        let servers = self.servers();
-        let client = self.open(&servers).await.map_err(|failure| errors::of_connect(&servers, failure))?;
-        let paths = Paths::new(self.config.namespace.clone());
-        client.check_stat(&paths.dir(&Dir::root())).await.map_err(|failure| errors::of_connect(&servers, failure))?;
-        let acls = if self.config.credentials.is_some() { Acls::creator_all() } else { Acls::anyone_all() };
-        Ok(Rc::new(ZooKeeper::new(Session { client, paths, acls, servers, doubts: Doubts::new() })))
+        let session = self.ensemble.open(self.ensemble.config.options.session_timeout).await?;
+        let root = session.paths.dir(&Dir::root());
+        let asked = session.client.check_stat(&root).await;
+        asked.map_err(|failure| errors::of_connect(&session.servers, failure))?;
+        Ok(Rc::new(ZooKeeper::new(session, self.ensemble.clone())))
     }
 }
 
@@ -82,11 +97,20 @@ impl Ensemble {
         self.config.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
-    async fn open(&self, servers: &str) -> Result<Client, zookeeper_client::Error> {
-        let options = &self.config.options;
+    /// A new session, which the servers are asked to keep for this long when they hear nothing of it.
+    pub(super) async fn open(&self, timeout: Duration) -> Result<Session> {
+        let servers = self.servers();
+        let client = self.client(&servers, timeout.min(MAX_SESSION)).await;
+        let client = client.map_err(|failure| errors::of_connect(&servers, failure))?;
+        let paths = Paths::new(self.config.namespace.clone());
+        let acls = if self.config.credentials.is_some() { Acls::creator_all() } else { Acls::anyone_all() };
+        Ok(Session { client, paths, acls, servers, doubts: Doubts::new() })
+    }
+
+    async fn client(&self, servers: &str, timeout: Duration) -> Result<Client, zookeeper_client::Error> {
         let mut connector = Client::connector()
-            .with_session_timeout(options.session_timeout.min(Duration::from_secs(3600)))
-            .with_connection_timeout(self.connection_timeout())
+            .with_session_timeout(timeout)
+            .with_connection_timeout(self.connection_timeout(timeout))
             .with_fail_eagerly();
         if let Some(credentials) = &self.config.credentials {
             let secret = format!("{}:{}", credentials.user, credentials.password);
@@ -101,12 +125,11 @@ impl Ensemble {
 
     /// After how long a silent server is given up: early enough that another one can be tried in the time allowed for
     /// connecting, and that the session can be kept by one.
-    fn connection_timeout(&self) -> Duration {
-        let options = &self.config.options;
-        let for_session = options.session_timeout * 2 / 5;
+    fn connection_timeout(&self, session_timeout: Duration) -> Duration {
+        let for_session = session_timeout * 2 / 5;
         match self.config.endpoints.len() {
             1 => for_session,
-            _ => for_session.min(options.connect_timeout * 2 / 3),
+            _ => for_session.min(self.config.options.connect_timeout * 2 / 3),
         }
     }
 }

@@ -1,12 +1,31 @@
 //! The calls on one key.
 
+use super::batch::Batch;
 use super::node::{self, Node};
+use super::published::Published;
 use super::session::{ATTEMPTS, Session};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::types::{Consistency, Expected, KvPair, Version};
 use bytes::Bytes;
 use zookeeper_client::{CreateMode, Error as Failure, Stat};
+
+/// What has the value of a key.
+enum Bearer {
+    /// The key's own znode.
+    Key(Stat),
+    /// The holder of a lock; the lock's own znode is vacant, as the stat shows it.
+    Lock(Stat, Published),
+}
+
+impl Bearer {
+    fn version(&self) -> Version {
+        match self {
+            Bearer::Key(stat) => node::version(stat),
+            Bearer::Lock(_, published) => published.version(),
+        }
+    }
+}
 
 impl Session {
     pub(super) async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
@@ -20,17 +39,23 @@ impl Session {
         let read = self.client.get_data(&path);
         let (synced, read) = tokio::join!(synced, read);
         synced?;
-        match read {
-            Ok((data, stat)) if Node::of(stat, &data).is_key() => {
-                Ok(Some(KvPair { key: key.clone(), value: node::decode(data), version: node::version(&stat) }))
-            }
-            Ok(_) | Err(Failure::NoNode) => Ok(None),
-            Err(failure) => Err(self.read_error(failure)),
+        let (data, stat) = match read {
+            Ok(read) => read,
+            Err(Failure::NoNode) => return Ok(None),
+            Err(failure) => return Err(self.read_error(failure)),
+        };
+        let node = Node::of(stat, &data);
+        if node.is_key() {
+            return Ok(Some(KvPair { key: key.clone(), value: node::decode(data), version: node::version(&stat) }));
         }
+        let published = self.published_at(&path, &node).await?;
+        Ok(published.map(|published| published.pair(key)))
     }
 
     pub(super) async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool> {
-        Ok(self.look(&self.paths.key(key), consistency).await?.is_key())
+        let path = self.paths.key(key);
+        let node = self.look(&path, consistency).await?;
+        Ok(node.is_key() || self.published_at(&path, &node).await?.is_some())
     }
 
     pub(super) async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
@@ -65,10 +90,8 @@ impl Session {
     pub(super) async fn delete(&self, key: &Key) -> Result<()> {
         let path = self.paths.key(key);
         for _ in 0..ATTEMPTS {
-            let Node::Key(stat) = self.look(&path, Consistency::Linearizable).await? else {
-                return Err(Error::key_not_found(key));
-            };
-            if self.remove(&path, &stat).await? {
+            let Some(bearer) = self.bearer(&path).await? else { return Err(Error::key_not_found(key)) };
+            if self.remove_value(&path, &bearer).await? {
                 return Ok(());
             }
         }
@@ -90,11 +113,15 @@ impl Session {
             if let Some(stat) = self.create(&path, data, CreateMode::Persistent).await? {
                 return Ok(stat);
             }
-            let written = match self.look(&path, Consistency::Linearizable).await? {
+            let vacant = match self.look(&path, Consistency::Linearizable).await? {
                 Node::Key(_) => return Err(Error::key_exists(key)),
                 Node::Missing => continue,
-                Node::Vacant(stat) => self.overwrite(&path, data, &stat, CreateMode::Persistent).await,
+                Node::Vacant(stat) => stat,
             };
+            if self.published_at(&path, &Node::Vacant(vacant)).await?.is_some() {
+                return Err(Error::key_exists(key));
+            }
+            let written = self.overwrite(&path, data, &vacant, CreateMode::Persistent).await;
             if let Some(stat) = self.settled(written)? {
                 return Ok(stat);
             }
@@ -104,8 +131,11 @@ impl Session {
 
     async fn put_over(&self, key: &Key, data: &[u8], version: &Version) -> Result<Stat> {
         let path = self.paths.key(key);
-        let stat = self.at_version(key, &path, version).await?;
-        let written = self.overwrite(&path, data, &stat, CreateMode::Persistent).await;
+        let bearer = self.at_version(key, &path, version).await?;
+        let written = match &bearer {
+            Bearer::Key(stat) => self.overwrite(&path, data, stat, CreateMode::Persistent).await,
+            Bearer::Lock(vacant, published) => self.hide(&path, data, vacant, published).await,
+        };
         match self.settled(written)? {
             Some(stat) => Ok(stat),
             None => Err(self.changed(key, &path).await),
@@ -114,30 +144,56 @@ impl Session {
 
     pub(super) async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
         let path = self.paths.key(key);
-        let stat = self.at_version(key, &path, version).await?;
-        match self.remove(&path, &stat).await? {
+        let bearer = self.at_version(key, &path, version).await?;
+        match self.remove_value(&path, &bearer).await? {
             true => Ok(()),
             false => Err(self.changed(key, &path).await),
         }
     }
 
-    /// The stat of the key if it has this version. ZooKeeper compares a counter that starts again in each incarnation of a
-    /// znode; looking first tells a later incarnation. What is left is a key that is deleted, made anew and written to the
-    /// same count in the one round trip between the look and the write.
-    async fn at_version(&self, key: &Key, path: &str, version: &Version) -> Result<Stat> {
+    /// What has the value of the key, if it exists.
+    async fn bearer(&self, path: &str) -> Result<Option<Bearer>> {
+        let node = self.look(path, Consistency::Linearizable).await?;
+        Ok(match node {
+            Node::Missing => None,
+            Node::Key(stat) => Some(Bearer::Key(stat)),
+            Node::Vacant(stat) => self.published_at(path, &node).await?.map(|published| Bearer::Lock(stat, published)),
+        })
+    }
+
+    /// `false`: the value has changed since.
+    async fn remove_value(&self, path: &str, bearer: &Bearer) -> Result<bool> {
+        match bearer {
+            Bearer::Key(stat) => self.remove(path, stat).await,
+            Bearer::Lock(_, published) => self.unpublish(published).await,
+        }
+    }
+
+    /// Gives a lock a value of its own in place of the one published.
+    async fn hide(&self, path: &str, data: &[u8], vacant: &Stat, published: &Published) -> Result<Stat, Failure> {
+        let mut batch = Batch::new(self);
+        batch.check(&published.path, published.stat.version);
+        batch.set(path, data, vacant.version);
+        batch.send_for_stat().await
+    }
+
+    /// What has the value of the key if that is of this version. ZooKeeper compares a counter that starts again in each
+    /// incarnation of a znode; looking first tells a later incarnation. What is left is a key that is deleted, made anew and
+    /// written to the same count in the one round trip between the look and the write.
+    async fn at_version(&self, key: &Key, path: &str, version: &Version) -> Result<Bearer> {
         node::check_origin(version)?;
-        match self.look(path, Consistency::Linearizable).await? {
-            Node::Key(stat) if node::version(&stat) == *version => Ok(stat),
-            Node::Key(_) => Err(Error::key_modified(key)),
-            Node::Missing | Node::Vacant(_) => Err(Error::key_not_found(key)),
+        match self.bearer(path).await? {
+            Some(bearer) if bearer.version() == *version => Ok(bearer),
+            Some(_) => Err(Error::key_modified(key)),
+            None => Err(Error::key_not_found(key)),
         }
     }
 
     /// Why a key no longer has the version that it was just seen with.
     async fn changed(&self, key: &Key, path: &str) -> Error {
-        match self.look(path, Consistency::Linearizable).await {
-            Ok(Node::Key(_)) => Error::key_modified(key),
-            Ok(Node::Missing | Node::Vacant(_)) => Error::key_not_found(key),
+        match self.bearer(path).await {
+            Ok(Some(_)) => Error::key_modified(key),
+            Ok(None) => Error::key_not_found(key),
             Err(error) => error,
         }
     }

@@ -4,6 +4,7 @@
 //! - `path` and `node`: how a key becomes a znode, and which znodes are keys.
 //! - `session`: the steps that calls are made of; `batch`: several of them at one moment.
 //! - `key`, `walk` and `tree`, `lease`, `txn`: the calls.
+//! - `lock` and `contest`: locks; `grant`: the sessions that they hang on; `contender` and `published`: what is in a lock's znode.
 //! - `watch`: following a target; `inbox`: what was heard of it; `hub` and `arm`: what the server is asked to tell.
 //! - `doubt`: what becomes of leased writes whose answer was lost.
 //! - `errors`: what failures mean.
@@ -11,14 +12,19 @@
 mod arm;
 mod batch;
 mod connect;
+mod contender;
+mod contest;
 mod doubt;
 mod errors;
+mod grant;
 mod hub;
 mod inbox;
 mod key;
 mod lease;
+mod lock;
 mod node;
 mod path;
+mod published;
 mod session;
 mod tls;
 mod tree;
@@ -28,9 +34,10 @@ mod watch;
 
 pub(crate) use connect::connector;
 
+use self::connect::Ensemble;
 use self::hub::Hub;
 use self::session::Session;
-use crate::backend::{Backend, Lease, Position, Target, Updates};
+use crate::backend::{Backend, Lease, Locking, Position, Target, Updates};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{Check, Consistency, Expected, KvPair, ListOptions, Operation, Page, TxnOutcome, Version};
@@ -38,6 +45,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use zookeeper_client::{SessionState, StateWatcher};
 
@@ -46,6 +54,7 @@ struct ZooKeeper {
     /// Calls hold it too while they last. None: closed.
     session: RefCell<Option<Rc<Session>>>,
     hub: Rc<Hub>,
+    ensemble: Arc<Ensemble>,
     state: StateWatcher,
     /// The server's name for the session.
     id: String,
@@ -53,8 +62,9 @@ struct ZooKeeper {
 }
 
 impl ZooKeeper {
-    fn new(session: Session) -> Self {
+    fn new(session: Session, ensemble: Arc<Ensemble>) -> Self {
         ZooKeeper {
+            ensemble,
             state: session.client.state_watcher(),
             id: session.client.session_id().to_string(),
             servers: session.servers.clone(),
@@ -73,15 +83,18 @@ impl ZooKeeper {
         }
     }
 
-    /// The first state, the present one included, that is among those wanted.
     async fn state_that(&self, wanted: impl Fn(SessionState) -> bool) -> SessionState {
-        let mut watcher = self.state.clone();
-        let mut state = watcher.state();
-        while !wanted(state) {
-            state = watcher.changed().await;
-        }
-        state
+        state_that(self.state.clone(), wanted).await
     }
+}
+
+/// The first state, the present one included, that is among those wanted.
+async fn state_that(mut watcher: StateWatcher, wanted: impl Fn(SessionState) -> bool) -> SessionState {
+    let mut state = watcher.state();
+    while !wanted(state) {
+        state = watcher.changed().await;
+    }
+    state
 }
 
 fn is_final(state: SessionState) -> bool {
@@ -145,6 +158,10 @@ impl Backend for ZooKeeper {
     /// ZooKeeper keeps no history to follow from a position on.
     async fn watch(&self, target: &Target, _after: Option<&Position>) -> Result<Updates> {
         watch::follow(self.session()?, &self.hub, target).await
+    }
+
+    fn locks(&self) -> Option<&dyn Locking> {
+        Some(self)
     }
 
     async fn disrupted(&self) -> Error {

@@ -6,7 +6,7 @@
 //! - A key that is deleted while it has children can't go: it is overwritten with [`MARKER`], which says "no key here".
 //! - A value that starts with the marker is stored with another marker before it, so that every value can be told apart.
 //!
-//! A znode is *vacant*, no key, if it is empty at version 0 or holds exactly the marker. Since no key of ours has version 0,
+//! A znode is *vacant*, no key, if it is empty at version 0 or holds exactly the marker, or its variant [`SHARED`]. Since no key of ours has version 0,
 //! removing an abandoned directory "at version 0" can't hit a key that somebody puts there at that moment.
 //!
 //! Znodes of other programs follow the same rule: one created with data is a key, one created empty isn't until it is written.
@@ -20,6 +20,10 @@ use zookeeper_client::Stat;
 /// What a znode holds whose key was deleted while it had children; readable, for people who come upon it.
 pub(super) const MARKER: &[u8] = b"\0kvactor: no key here, only the keys beneath\0";
 
+/// What the znode of a lock holds that another program used as well: as [`MARKER`], but it is not for us to remove. No value
+/// is stored like this, as one that starts with the marker gets another.
+pub(super) const SHARED: &[u8] = b"\0kvactor: no key here, only the keys beneath\0shared\0";
+
 /// A znode as a store sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Node {
@@ -32,7 +36,7 @@ pub(super) enum Node {
 impl Node {
     /// What a znode with this stat and data is.
     pub(super) fn of(stat: Stat, data: &[u8]) -> Self {
-        let vacant = if data.is_empty() { stat.version == 0 } else { data == MARKER };
+        let vacant = if data.is_empty() { stat.version == 0 } else { data == MARKER || data == SHARED };
         if vacant { Node::Vacant(stat) } else { Node::Key(stat) }
     }
 
@@ -40,7 +44,7 @@ impl Node {
     pub(super) fn by_stat(stat: Stat) -> Option<Self> {
         match usize::try_from(stat.data_length) {
             Ok(0) => Some(Node::of(stat, &[])),
-            Ok(length) if length == MARKER.len() => None,
+            Ok(length) if length == MARKER.len() || length == SHARED.len() => None,
             _ => Some(Node::Key(stat)),
         }
     }
@@ -128,6 +132,8 @@ mod tests {
         assert!(Node::of(stat(1, 0), b"").is_key());
         assert!(Node::of(stat(0, 1), b"x").is_key());
         assert!(!Node::of(stat(5, MARKER.len()), MARKER).is_key());
+        assert!(!Node::of(stat(5, SHARED.len()), SHARED).is_key());
+        assert!(encode(SHARED) != SHARED && decode(encode(SHARED).into_owned()) == SHARED);
     }
 
     #[test]

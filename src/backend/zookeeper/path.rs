@@ -3,8 +3,9 @@
 //! ZooKeeper checks paths by UTF-16 code units and refuses surrogates, so no character above U+FFFF (emoji, for one) can
 //! be in a znode's name. Such a character is written `%u{1F600}`; where a key itself has `%u{`, its `%` is written `%u{25}`.
 //! Everything else, a lone `%` too, stays as it is, and other programs see the keys under their own names. A znode whose
-//! name this escaping can't have produced belongs to another program, and is no key.
+//! name this escaping can't have produced belongs to another program, and is no key; nor are the contenders of locks.
 
+use super::contender::Contender;
 use crate::key::{Dir, Key, Namespace};
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -41,7 +42,8 @@ impl Paths {
 
     /// The key of the znode `name` in `dir`, or none where that is no key of ours.
     pub(super) fn child(&self, dir: &Dir, name: &str) -> Option<Key> {
-        if dir.is_root() && self.namespace.is_root() && name == "zookeeper" {
+        let reserved = dir.is_root() && self.namespace.is_root() && name == "zookeeper";
+        if reserved || Contender::parse(name).is_some() {
             return None;
         }
         let name = decode(name)?;

@@ -79,15 +79,20 @@ impl Session {
     /// Makes a key with this data, and the directories above it. None: something is at `path` already, or a directory was
     /// removed at the same moment.
     pub(super) async fn create(&self, path: &str, data: &[u8], mode: CreateMode) -> Result<Option<Stat>> {
-        match self.send_create(path, data, mode).await {
-            Err(Failure::NoNode) => self.create_with_parents(path, data, mode).await,
-            result => self.settled(result),
-        }
+        self.with_parents(path, || self.send_create(path, data, mode)).await
     }
 
-    async fn create_with_parents(&self, path: &str, data: &[u8], mode: CreateMode) -> Result<Option<Stat>> {
+    /// What `send` makes at `path`, with the directories above it where they are missing. None: it met a conflict.
+    pub(super) async fn with_parents<F>(&self, path: &str, send: impl Fn() -> F) -> Result<Option<Stat>>
+    where
+        F: Future<Output = Result<Stat, Failure>>,
+    {
+        match send().await {
+            Err(Failure::NoNode) => {}
+            result => return self.settled(result),
+        }
         let parents = self.send_parents(path);
-        let created = self.send_create(path, data, mode);
+        let created = send();
         match tokio::join!(parents, created) {
             (Err(failure), Err(Failure::NoNode)) => Err(self.write_error(failure)),
             (_, result) => self.settled(result),

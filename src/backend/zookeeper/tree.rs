@@ -1,7 +1,6 @@
 //! The calls on a directory: listing, and deleting a tree.
 
 use super::batch::{Batch, is_conflict};
-use super::node;
 use super::session::Session;
 use super::walk::{Found, Quest};
 use crate::error::{Error, Result};
@@ -12,6 +11,9 @@ use zookeeper_client::{Error as Failure, Stat};
 
 /// How many znodes one multi deletes at most: so many that even the longest paths fit into a packet.
 const BATCH_SIZE: usize = 256;
+
+/// What a znode's version is where it may have any.
+const ANY_VERSION: i32 = -1;
 
 /// A directory's own znode.
 struct Top {
@@ -26,16 +28,14 @@ struct Doomed {
     path: String,
     stat: Stat,
     is_key: bool,
+    /// It was a key to those who looked: it has a value, or is the holder of a lock.
+    counts: bool,
 }
 
 impl Session {
     pub(super) async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
         let found = self.find(dir, options, true).await?;
-        let pairs = found.into_iter().map(|(key, Found { stat, value, .. })| KvPair {
-            key,
-            value,
-            version: node::version(&stat),
-        });
+        let pairs = found.into_iter().map(|(key, found)| found.pair(key));
         Ok(Page::cut(pairs.collect(), options.limit, false, |pair| &pair.key))
     }
 
@@ -80,6 +80,9 @@ impl Session {
         if dir.is_root() || self.identify(&top.path, top.stat).await?.is_key() {
             return Ok(true);
         }
+        if self.published_among(&top.path, &top.names).await?.is_some() {
+            return Ok(true);
+        }
         if descended || top.names.is_empty() {
             return Ok(false);
         }
@@ -94,7 +97,7 @@ impl Session {
             return if dir.is_root() { Ok(0) } else { Err(Error::key_not_found(dir)) };
         };
         let found = self.walk(dir, &top.names, Quest::EVERYTHING).await?;
-        let some = found.values().any(|found| found.is_key);
+        let some = found.values().any(Found::is_key);
         if !some && !self.is_listable(dir, &top, true).await? {
             return Err(Error::key_not_found(dir));
         }
@@ -105,10 +108,26 @@ impl Session {
         Ok(count)
     }
 
-    /// What is to be deleted, the deepest first. Ephemeral znodes that are no keys belong to another program's living session.
+    /// What is to be deleted, the deepest first: the contenders of a lock with it, whose holders are told that they lost it.
+    /// Other ephemeral znodes that are no keys belong to another program's living session.
     fn doomed(&self, found: BTreeMap<Key, Found>) -> Vec<Doomed> {
-        let ours = found.into_iter().rev().filter(|(_, found)| found.is_key || found.stat.ephemeral_owner == 0);
-        ours.map(|(key, Found { stat, is_key, .. })| Doomed { path: self.paths.key(&key), stat, is_key }).collect()
+        let ours = |found: &Found| found.is_key() || found.stat.ephemeral_owner == 0;
+        let mut doomed = Vec::with_capacity(found.len());
+        for (key, found) in found.into_iter().rev().filter(|(_, found)| ours(found)) {
+            let path = self.paths.key(&key);
+            let Found { stat, node, published, contenders, .. } = found;
+            let contenders = contenders.into_iter().map(|name| format!("{path}/{name}"));
+            let holder = published.map(|published| published.path);
+            doomed.extend(contenders.map(|path| Doomed {
+                counts: holder.as_ref() == Some(&path),
+                path,
+                // Whatever it has published by then.
+                stat: Stat { version: ANY_VERSION, num_children: 0, ..stat },
+                is_key: false,
+            }));
+            doomed.push(Doomed { path, stat, is_key: node.is_key(), counts: node.is_key() });
+        }
+        doomed
     }
 
     /// Deletes these in batches, each at the version seen, and returns how many of them were keys. A batch in which something
@@ -144,7 +163,7 @@ impl Session {
     async fn delete_batch(&self, doomed: &[Doomed]) -> Result<Option<u64>> {
         let mut batch = Batch::new(self);
         doomed.iter().for_each(|one| batch.delete(&one.path, one.stat.version));
-        let keys = doomed.iter().map(|one| u64::from(one.is_key)).sum();
+        let keys = doomed.iter().map(|one| u64::from(one.counts)).sum();
         match batch.send().await {
             Ok(_) => Ok(Some(keys)),
             Err(failure) if is_conflict(&failure) => Ok(None),
@@ -159,6 +178,6 @@ impl Session {
             return Ok(u64::from(self.remove(&doomed.path, &stat).await?));
         }
         let deleted = self.client.delete(&doomed.path, Some(doomed.stat.version)).await;
-        self.settled(deleted).map(|_| 0)
+        Ok(u64::from(self.settled(deleted)?.is_some() && doomed.counts))
     }
 }

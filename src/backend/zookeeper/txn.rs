@@ -2,18 +2,23 @@
 //!
 //! A multi is all or nothing, but it can't read, and all it can expect of a znode is a version. So a transaction looks at its
 //! keys, judges the checks, and sends a multi that is pinned to what it saw: to the versions, and to absence by making a
-//! znode and deleting it again. Where that meets a conflict nothing was changed, and the transaction looks anew.
+//! znode and deleting it again. Where that meets a conflict nothing was changed, and the transaction looks anew. That a lock is
+//! free can't be pinned: one may be taken between the look and the multi.
 
 use super::batch::{self, Batch, is_conflict};
 use super::errors;
 use super::node::{self, Node};
 use super::path;
+use super::published::Published;
 use super::session::{ATTEMPTS, Session};
 use crate::error::{Error, Result};
 use crate::types::{Check, Condition, Consistency, Operation, OperationResult, TxnOutcome};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use zookeeper_client::{CreateMode, Error as Failure, Stat};
+
+/// What a check expects of a znode that need only be there.
+const ANY_VERSION: i32 = -1;
 
 /// What a transaction does to a key.
 enum Change<'t> {
@@ -31,6 +36,8 @@ type Parts<'t> = BTreeMap<String, Change<'t>>;
 struct View {
     /// The znodes of its keys.
     nodes: BTreeMap<String, Node>,
+    /// What the holders of those that are locks have published.
+    published: BTreeMap<String, Published>,
     /// The znodes above keys that are missing.
     above: BTreeMap<String, Option<Stat>>,
 }
@@ -38,6 +45,18 @@ struct View {
 impl View {
     fn node(&self, path: &str) -> Node {
         self.nodes.get(path).copied().unwrap_or(Node::Missing)
+    }
+
+    fn meets(&self, path: &str, condition: &Condition) -> bool {
+        let version = match (self.node(path), self.published.get(path)) {
+            (Node::Key(stat), _) => Some(node::version(&stat)),
+            (_, published) => published.map(Published::version),
+        };
+        match condition {
+            Condition::Exists => version.is_some(),
+            Condition::Absent => version.is_none(),
+            Condition::Version(expected) => version == Some(*expected),
+        }
     }
 
     fn stat(&self, path: &str) -> Option<&Stat> {
@@ -48,22 +67,56 @@ impl View {
     }
 }
 
+/// What must be there all the while: the contender that holds a lock.
+pub(super) struct Guard<'g> {
+    pub(super) lock: &'g str,
+    pub(super) paths: [String; 2],
+}
+
 impl Session {
     pub(super) async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+        self.txn_under(None, checks, operations).await
+    }
+
+    /// A transaction under a lock.
+    pub(super) async fn guarded(
+        &self,
+        guard: &Guard<'_>,
+        checks: &[Check],
+        operations: &[Operation],
+    ) -> Result<TxnOutcome> {
+        self.txn_under(Some(guard), checks, operations).await
+    }
+
+    async fn txn_under(
+        &self,
+        guard: Option<&Guard<'_>>,
+        checks: &[Check],
+        operations: &[Operation],
+    ) -> Result<TxnOutcome> {
         let conditions = self.conditions(checks)?;
         let parts = self.parts(&conditions, operations)?;
         for _ in 0..ATTEMPTS {
             let view = self.survey(&parts).await?;
-            let failed = conditions.iter().position(|(path, condition)| !holds(condition, view.node(path)));
+            let failed = conditions.iter().position(|(path, condition)| !view.meets(path, condition));
             if let Some(index) = failed {
+                self.stand_guard(guard).await?;
                 return Ok(TxnOutcome::CheckFailed { index });
             }
-            let plan = Plan::new(self, &parts, &view)?;
+            let plan = Plan::new(self, guard, &parts, &view)?;
             if let Some(stats) = self.commit(plan).await? {
                 return Ok(TxnOutcome::Committed(self.results(operations, &stats)?));
             }
+            self.stand_guard(guard).await?;
         }
         Err(self.contended("the transaction's keys"))
+    }
+
+    /// Fails where the lock is lost. Asked when the multi, which makes sure of it, failed or isn't sent.
+    async fn stand_guard(&self, guard: Option<&Guard<'_>>) -> Result<()> {
+        let Some(guard) = guard else { return Ok(()) };
+        let stats = self.send_stats(guard.paths.iter()).await?;
+        if stats.values().all(Option::is_some) { Ok(()) } else { Err(Error::lock_lost(guard.lock)) }
     }
 
     fn conditions<'t>(&self, checks: &'t [Check]) -> Result<Vec<(String, &'t Condition)>> {
@@ -94,18 +147,21 @@ impl Session {
         let stats = self.send_stats(parts.keys());
         let (synced, stats) = tokio::join!(synced, stats);
         synced?;
-        let mut nodes = BTreeMap::new();
+        let (mut nodes, mut published) = (BTreeMap::new(), BTreeMap::new());
         for (path, stat) in stats? {
             let node = match stat {
                 Some(stat) => self.identify(&path, stat).await?,
                 None => Node::Missing,
             };
+            if let Some(found) = self.published_at(&path, &node).await? {
+                published.insert(path.clone(), found);
+            }
             nodes.insert(path, node);
         }
         let missing = nodes.iter().filter(|(_, node)| node.stat().is_none());
         let above: BTreeSet<String> = missing.flat_map(|(path, _)| path::ancestors(path)).map(str::to_owned).collect();
         let above = self.send_stats(above.iter()).await?;
-        Ok(View { nodes, above })
+        Ok(View { nodes, published, above })
     }
 
     fn send_stats<'p>(
@@ -152,15 +208,6 @@ impl Session {
     }
 }
 
-fn holds(condition: &Condition, node: Node) -> bool {
-    match (condition, node) {
-        (Condition::Exists, node) => node.is_key(),
-        (Condition::Absent, node) => !node.is_key(),
-        (Condition::Version(version), Node::Key(stat)) => node::version(&stat) == *version,
-        (Condition::Version(_), Node::Vacant(_) | Node::Missing) => false,
-    }
-}
-
 fn check_size(bytes: usize) -> Result<()> {
     if bytes <= batch::MAX_BYTES {
         return Ok(());
@@ -189,7 +236,7 @@ struct Plan<'p> {
 }
 
 impl<'p> Plan<'p> {
-    fn new(session: &'p Session, parts: &'p Parts<'p>, view: &'p View) -> Result<Self> {
+    fn new(session: &'p Session, guard: Option<&Guard<'_>>, parts: &'p Parts<'p>, view: &'p View) -> Result<Self> {
         let mut plan = Plan {
             batch: Batch::new(session),
             parts,
@@ -200,6 +247,7 @@ impl<'p> Plan<'p> {
             puts: Vec::new(),
             abandoned: Vec::new(),
         };
+        guard.iter().flat_map(|guard| &guard.paths).for_each(|path| plan.batch.check(path, ANY_VERSION));
         plan.pin_all();
         plan.delete_all(session);
         plan.put_all()?;
@@ -209,6 +257,9 @@ impl<'p> Plan<'p> {
     /// Pins each key that no operation pins by writing to it.
     fn pin_all(&mut self) {
         for (path, change) in self.parts {
+            if let Some(Published { path, stat, .. }) = self.view.published.get(path) {
+                self.batch.check(path, stat.version);
+            }
             match (change, self.view.node(path)) {
                 (Change::Put(..), _) | (Change::Delete, Node::Key(_)) => {}
                 (_, Node::Key(stat) | Node::Vacant(stat)) => self.batch.check(path, stat.version),
@@ -235,8 +286,12 @@ impl<'p> Plan<'p> {
 
     fn delete_all(&mut self, session: &Session) {
         for (path, change) in self.parts.iter().rev() {
-            if let (Change::Delete, Node::Key(stat)) = (change, self.view.node(path)) {
-                self.delete(session, path, &stat);
+            match (change, self.view.node(path), self.view.published.get(path)) {
+                (Change::Delete, Node::Key(stat), _) => self.delete(session, path, &stat),
+                (Change::Delete, _, Some(published)) => {
+                    self.batch.publish(&published.path, node::MARKER, published.stat.version);
+                }
+                _ => {}
             }
         }
     }

@@ -3,10 +3,13 @@
 //! ZooKeeper has no request for a whole tree: a walk asks znode by znode, [`IN_FLIGHT`] at a time, those first that come
 //! first in the order of the keys' bytes. It ends as soon as enough is found and nothing unread could come before it.
 
+use super::contender::Line;
 use super::node::{self, Node};
+use super::published::Published;
 use super::session::Session;
 use crate::error::Result;
 use crate::key::{Dir, Key};
+use crate::types::KvPair;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,19 +41,31 @@ impl Quest<'_> {
 
 /// A znode found.
 pub(super) struct Found {
-    pub(super) is_key: bool,
+    pub(super) node: Node,
     pub(super) stat: Stat,
     /// The value, where the quest is after values.
-    pub(super) value: Bytes,
+    value: Bytes,
+    /// What the holder of a lock published here, where the znode is vacant.
+    pub(super) published: Option<Published>,
+    /// The names of those who contend for it, where the quest is after vacant znodes.
+    pub(super) contenders: Vec<String>,
 }
 
 impl Found {
-    fn new(stat: Stat, data: Vec<u8>) -> Self {
-        Found { is_key: Node::of(stat, &data).is_key(), stat, value: node::decode(data) }
+    fn new(node: Node, value: Bytes) -> Option<Self> {
+        let stat = *node.stat()?;
+        Some(Found { node, stat, value, published: None, contenders: Vec::new() })
     }
 
-    fn without_value(node: Node) -> Option<Self> {
-        node.stat().map(|stat| Found { is_key: node.is_key(), stat: *stat, value: Bytes::new() })
+    pub(super) fn is_key(&self) -> bool {
+        self.node.is_key() || self.published.is_some()
+    }
+
+    pub(super) fn pair(self, key: Key) -> KvPair {
+        match self.published {
+            Some(published) => published.pair(&key),
+            None => KvPair { key, value: self.value, version: node::version(&self.stat) },
+        }
     }
 }
 
@@ -136,12 +151,21 @@ impl Session {
     }
 
     async fn see_value(&self, path: &str, descend: bool) -> Result<Option<Seen>> {
-        let read = self.unless_gone(self.client.get_data(path).await)?;
-        Ok(read.map(|(data, stat)| Seen {
-            unread: descend && stat.num_children > 0,
-            found: Some(Found::new(stat, data)),
-            ..Seen::default()
-        }))
+        let Some((data, stat)) = self.unless_gone(self.client.get_data(path).await)? else { return Ok(None) };
+        let node = Node::of(stat, &data);
+        let Some(mut found) = Found::new(node, node::decode(data)) else { return Ok(None) };
+        if node.is_key() || stat.num_children == 0 {
+            return Ok(Some(Seen {
+                found: Some(found),
+                children: Vec::new(),
+                unread: descend && stat.num_children > 0,
+            }));
+        }
+        // It may be a lock: its children tell. If the walk goes there anyway, this is when it reads their names.
+        let names = self.unless_gone(self.client.list_children(path).await)?.unwrap_or_default();
+        found.published = self.published_among(path, &names).await?;
+        let children = if descend { names } else { Vec::new() };
+        Ok(Some(Seen { found: Some(found), children, unread: false }))
     }
 
     /// One request brings both the stat and the names of the children, where those are wanted.
@@ -151,11 +175,18 @@ impl Session {
             false => self.unless_gone(self.client.check_stat(path).await)?.flatten().map(|stat| (Vec::new(), stat)),
         };
         let Some((children, stat)) = read else { return Ok(None) };
-        let found = Found::without_value(self.identify(path, stat).await?);
-        Ok(Some(Seen { found, children, unread: false }))
+        let node = self.identify(path, stat).await?;
+        let Some(mut found) = Found::new(node, Bytes::new()) else { return Ok(None) };
+        found.published = match descend {
+            _ if node.is_key() => None,
+            true => self.published_among(path, &children).await?,
+            false => self.published_at(path, &node).await?,
+        };
+        found.contenders = Line::of(&children).names().map(str::to_owned).collect();
+        Ok(Some(Seen { found: Some(found), children, unread: false }))
     }
 
-    fn unless_gone<T>(&self, result: Result<T, Failure>) -> Result<Option<T>> {
+    pub(super) fn unless_gone<T>(&self, result: Result<T, Failure>) -> Result<Option<T>> {
         match result {
             Ok(read) => Ok(Some(read)),
             Err(Failure::NoNode) => Ok(None),
@@ -181,7 +212,7 @@ impl Walk<'_> {
             self.open(Visit::children(visit.key.clone()));
         }
         let behind = self.quest.after.is_none_or(|after| visit.key > *after);
-        let found = seen.found.filter(|found| behind && (found.is_key || self.quest.vacant));
+        let found = seen.found.filter(|found| behind && (found.is_key() || self.quest.vacant));
         if let Some(found) = found {
             self.found.insert(visit.key.clone(), found);
         }
