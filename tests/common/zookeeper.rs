@@ -11,8 +11,10 @@ use tokio::net::TcpStream;
 /// For clients.
 pub const PORTS: usize = 1;
 
-/// One tick; sessions last from 2 to 20 of them.
+/// One tick; sessions last for 2 of them at least, and by default for 20 at most.
 pub const TICK_MS: u64 = 500;
+/// The longest session, as with the default tick of 2 s.
+pub const MAX_SESSION_MS: u64 = 40_000;
 
 /// Where Debian puts the jars, and those that a server without its admin pages needs; Netty's are for TLS.
 const JAR_DIR: &str = "/usr/share/java";
@@ -43,7 +45,7 @@ pub fn missing() -> Option<String> {
 
 pub fn command(dir: &Path, ports: &[u16], setup: &Setup) -> Vec<String> {
     let mut config = format!(
-        "tickTime={TICK_MS}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\nmaxClientCnxns=0\n\
+        "tickTime={TICK_MS}\nmaxSessionTimeout={MAX_SESSION_MS}\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\nmaxClientCnxns=0\n\
          admin.enableServer=false\n4lw.commands.whitelist=*\n",
         dir.join("data").display(),
         ports[0]
