@@ -8,10 +8,14 @@ use tokio::time::Instant;
 
 /// The longest wait, whatever the silence that is allowed. The server takes no more than twice as much.
 const MAX_WAIT: Duration = Duration::from_secs(300);
-/// How many answers may follow each other at once.
-const BURST: u32 = 16;
-/// How long every further one waits for the one before: a key that changes all the time is read five times a second.
-const PACE: Duration = Duration::from_millis(200);
+/// How long a query may ask at will when it comes to it rested.
+const CREDIT: Duration = Duration::from_secs(3);
+/// What an answer with news costs at least: a key that changes all the time is read a hundred times a second.
+const LEAST_COST: Duration = Duration::from_millis(10);
+/// What each KiB of it costs: a large directory that changes all the time is read at a MiB a second.
+const COST_PER_KIB: Duration = Duration::from_millis(1);
+/// What an answer without news costs. Writes elsewhere wake queries for what doesn't exist, every one of them.
+const COST_IN_VAIN: Duration = Duration::from_millis(200);
 
 /// The index up to which one query has seen everything.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -71,10 +75,27 @@ pub(super) fn wait(silence: Duration) -> Duration {
 /// How often those are read that find no place to wait on the server.
 pub(super) const POLL: Duration = Duration::from_secs(1);
 
-/// Keeps one query from asking too often: a burst is free, and then there is a pace.
+/// What an answer was worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Worth {
+    /// It was news to somebody, and of so many bytes.
+    News(usize),
+    Nothing,
+}
+
+impl Worth {
+    fn cost(self) -> Duration {
+        match self {
+            Worth::News(bytes) => LEAST_COST.max(COST_PER_KIB * u32::try_from(bytes / 1024).unwrap_or(u32::MAX)),
+            Worth::Nothing => COST_IN_VAIN,
+        }
+    }
+}
+
+/// Keeps one query from asking too often. Answers cost time; what the credit covers is free, and for the rest the query waits.
 #[derive(Debug)]
 pub(super) struct Pacer {
-    /// When the burst would be whole again.
+    /// When the credit would be whole again.
     whole: Instant,
 }
 
@@ -83,11 +104,14 @@ impl Pacer {
         Pacer { whole: now }
     }
 
-    /// When the next query may be sent, which then counts as sent.
-    pub(super) fn take(&mut self, now: Instant) -> Instant {
-        let due = now.max(self.whole.checked_sub(PACE * (BURST - 1)).unwrap_or(now));
-        self.whole = self.whole.max(now) + PACE;
-        due
+    /// An answer came.
+    pub(super) fn charge(&mut self, now: Instant, worth: Worth) {
+        self.whole = self.whole.max(now) + worth.cost();
+    }
+
+    /// When the next query may be sent, where that isn't now: even the shortest sleep takes a millisecond.
+    pub(super) fn pause(&self, now: Instant) -> Option<Instant> {
+        self.whole.checked_sub(CREDIT).filter(|due| *due > now)
     }
 }
 
@@ -209,21 +233,33 @@ mod tests {
         assert!(places.take(now).is_some() && places.take(now).is_some());
     }
 
-    #[test]
-    fn a_hot_key_is_read_at_a_pace() {
-        let start = Instant::now();
-        let mut pacer = Pacer::new(start);
-        let mut now = start;
-        let mut asked = 0;
+    /// How often a query asks in ten seconds whose answers come at once and are worth this.
+    fn asked(worth: Worth, pacer: &mut Pacer, start: Instant) -> usize {
+        let (mut now, mut asked) = (start, 0);
         while now < start + Duration::from_secs(10) {
-            now = now.max(pacer.take(now));
+            pacer.charge(now, worth);
+            now = pacer.pause(now).unwrap_or(now);
             asked += 1;
         }
-        assert!((60..=70).contains(&asked), "{asked}");
-        // After a rest a burst is free again, and no more than that.
-        let rested = now + Duration::from_secs(60);
-        let due: Vec<_> = (0..17).map(|_| pacer.take(rested)).collect();
-        assert!(due[..16].iter().all(|due| *due == rested));
-        assert_eq!(due[16], rested + PACE);
+        asked
+    }
+
+    #[test]
+    fn what_changes_all_the_time_is_read_at_a_pace() {
+        let start = Instant::now();
+        for (worth, times) in [(Worth::News(100), 1300), (Worth::News(200 * 1024), 65), (Worth::Nothing, 65)] {
+            let mut pacer = Pacer::new(start);
+            assert_eq!(asked(worth, &mut pacer, start), times, "{worth:?}");
+            // After a rest the credit is whole again, and no more than that.
+            assert_eq!(asked(worth, &mut pacer, start + Duration::from_secs(60)), times, "{worth:?} after a rest");
+        }
+    }
+
+    #[test]
+    fn a_value_of_any_size_is_read_again() {
+        let start = Instant::now();
+        let mut pacer = Pacer::new(start);
+        pacer.charge(start, Worth::News(usize::MAX));
+        assert!(pacer.pause(start).is_some());
     }
 }

@@ -1,6 +1,6 @@
 //! [`Hub`]: the watches of one session with an agent and the queries that serve them.
 
-use super::blocking::{Cursor, News, POLL, Pacer, Place, Places, wait};
+use super::blocking::{Cursor, News, POLL, Pacer, Place, Places, Worth, wait};
 use super::codec::{self, encode_path};
 use super::http::{Answer, Http};
 use super::plan::{Scope, covering, plan};
@@ -226,10 +226,13 @@ impl Hub {
         let (mut cursor, mut place) = (Cursor::default(), None);
         let mut pacer = Pacer::new(Instant::now());
         loop {
-            sleep_until(pacer.take(Instant::now())).await;
+            if let Some(due) = pacer.pause(Instant::now()) {
+                sleep_until(due).await;
+            }
             place = place.or_else(|| self.places.take(Instant::now()));
-            if let Err(error) = self.ask(&http, query, &mut cursor, place.as_mut()).await {
-                return error;
+            match self.ask(&http, query, &mut cursor, place.as_mut()).await {
+                Ok(worth) => pacer.charge(Instant::now(), worth),
+                Err(error) => return error,
             }
             if place.is_none() {
                 sleep(POLL).await;
@@ -237,22 +240,25 @@ impl Hub {
         }
     }
 
-    async fn ask(&self, http: &Http, query: &Scope, cursor: &mut Cursor, place: Option<&mut Place>) -> Result<()> {
+    async fn ask(&self, http: &Http, query: &Scope, cursor: &mut Cursor, place: Option<&mut Place>) -> Result<Worth> {
         let sent = self.table.borrow().moment;
         let (answer, index) = match place {
             Some(place) => self.waited(http, query, cursor, place).await?,
             None => self.read(request(&self.calls, query, Cursor::default().query(Duration::ZERO))).await?,
         };
+        let mut told = Told::default();
         match cursor.advance(index) {
             News::None => {}
-            News::Maybe => {
-                if self.tell(query, sent, answer.as_ref())? == Told::NotAll {
-                    cursor.restart();
-                }
-            }
+            News::Maybe => told = self.tell(query, sent, answer.as_ref())?,
             News::Backward => self.forget(query),
         }
-        Ok(())
+        if told.not_to_all {
+            cursor.restart();
+        }
+        Ok(match (told.news, answer) {
+            (true, answer) => Worth::News(answer.map_or(0, |answer| answer.body.len())),
+            (false, _) => Worth::Nothing,
+        })
     }
 
     /// What is there when the server has something to tell, or has waited for long enough.
@@ -283,12 +289,12 @@ impl Hub {
         if let Some(query) = queries.get_mut(query) {
             query.answered = answered;
         }
-        let mut told = Told::All;
+        let mut told = Told::default();
         for id in queries.get(query).iter().flat_map(|query| &query.watches) {
             let Some(watch) = watches.get_mut(id) else { continue };
             match watch.since <= sent {
-                true => watch.tell(within(&entries, &watch.scope), self)?,
-                false => told = Told::NotAll,
+                true => told.news |= watch.tell(within(&entries, &watch.scope), self)?,
+                false => told.not_to_all = true,
             }
         }
         Ok(told)
@@ -322,11 +328,13 @@ async fn request(http: &Http, query: &Scope, mut parameters: String) -> Result<(
     http.read_keys_at(&format!("kv/{}", encode_path(query.path())), parameters).await
 }
 
-/// Whether an answer was for all whom the query serves.
-#[derive(PartialEq, Eq)]
-enum Told {
-    All,
-    NotAll,
+/// What an answer was to those whom its query serves.
+#[derive(Default)]
+struct Told {
+    /// Somebody didn't know it.
+    news: bool,
+    /// It wasn't for somebody.
+    not_to_all: bool,
 }
 
 impl Table {
@@ -351,14 +359,15 @@ impl Watch {
         self.query != self.scope.in_url()
     }
 
-    /// Tells the state, unless it is the one that was told last.
-    fn tell(&mut self, entries: &[codec::Entry<'_>], hub: &Hub) -> Result<()> {
+    /// Tells the state and returns true, unless it is the one that was told last.
+    fn tell(&mut self, entries: &[codec::Entry<'_>], hub: &Hub) -> Result<bool> {
         let mark = mark(entries, &hub.marks);
-        if self.told != Some(mark) {
-            self.outbox.put_state(pairs(entries, &hub.calls, &hub.namespace)?);
-            self.told = Some(mark);
+        if self.told == Some(mark) {
+            return Ok(false);
         }
-        Ok(())
+        self.outbox.put_state(pairs(entries, &hub.calls, &hub.namespace)?);
+        self.told = Some(mark);
+        Ok(true)
     }
 }
 
