@@ -40,6 +40,7 @@ pub fn command(dir: &Path, ports: &[u16], setup: &Setup) -> Vec<String> {
         format!("--auth-token-ttl={TOKEN_TTL}"),
         "--log-level=warn".into(),
     ];
+    command.extend(setup.etcd_v2.then(|| "--enable-v2".into()));
     command.extend(tls);
     command
 }

@@ -97,6 +97,8 @@ pub struct Setup {
     pub tls: Option<ServerTls>,
     /// Allow nothing but to this token. Consul has it in its configuration; in others access is set up while they run.
     pub token: Option<String>,
+    /// Have etcd, up to 3.5, speak its former protocol as well.
+    pub etcd_v2: bool,
 }
 
 /// A server with its data on disk. It ends when this is dropped, or when the test process ends in whatever way.
