@@ -3,7 +3,8 @@
 //! and whatever else follows Consul's guide for leader elections.
 //!
 //! - A grant is a session named `kvactor-lock` without checks: only its TTL ends it, and not that an agent isn't well for a
-//!   moment. It belongs to the node of the agent that was asked for it and ends where that node leaves the cluster.
+//!   moment. It belongs to the node of the agent that was asked for it and ends when that node leaves the cluster, or is taken
+//!   to have left, as servers that fail are after some seconds (autopilot's `cleanup_dead_servers`).
 //! - The lock's key is made anew with each acquisition and deleted with each release. Its CreateIndex is therefore the index of
 //!   the acquisition, whatever is written to the key meanwhile, by the holder or by others: the fencing token.
 //! - There is no line. Who waits has nothing at the server; it watches the key and tries again when nobody holds it.
