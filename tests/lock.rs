@@ -372,7 +372,9 @@ async fn a_blocked_thread_loses_its_locks_in_time() {
     });
     let guard = receiver.await.unwrap();
     let waiter = open("memory://blocked").await;
-    let waiting = tokio::spawn(async move { (waiter.lock_with("lock", with_ttl(TTL)).await.unwrap(), clock()) });
+    // A guard doesn't keep its store open.
+    let store = waiter.clone();
+    let waiting = tokio::spawn(async move { (store.lock_with("lock", with_ttl(TTL)).await.unwrap(), clock()) });
     due(guard.lost()).await;
     let knew = clock();
     assert!(!guard.is_held());
@@ -380,4 +382,5 @@ async fn a_blocked_thread_loses_its_locks_in_time() {
     assert!(knew <= got && next.token() > guard.token());
     drop(blocked.join().unwrap());
     assert!(!guard.is_held() && next.is_held());
+    waiter.close().await.unwrap();
 }

@@ -9,6 +9,7 @@ use crate::link::Session;
 use crate::lock::Tenure;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use tracing::{debug, warn};
 
 /// A grant is renewed when this part of its time is over, so that two renewals may fail.
 const RENEWALS: u32 = 3;
+/// An answer that takes longer than this part of the grant's time is told to the holders as a doubt.
+const SILENCE: u32 = 6;
 /// How often a task looks at the clock at least. Its timer stands still while the machine sleeps; the clock doesn't.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -154,7 +157,16 @@ impl Grants {
             Ok(sent)
         };
         let given_up = Err(Error::unreachable("no answer before the grant's deadline"));
-        let sent = timeout(remaining, renewal).await.unwrap_or(given_up)?;
+        let mut renewal = pin!(timeout(remaining, renewal));
+        // The holders hear of silence while there is time to act on it.
+        let answer = match timeout(kept.grant.ttl / SILENCE, &mut renewal).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                kept.tenure.doubt();
+                renewal.await
+            }
+        };
+        let sent = answer.unwrap_or(given_up)?;
         match kept.tenure.renewed(sent) {
             true => Ok(()),
             false => Err(Error::lock_lost(&kept.grant.id)),
