@@ -334,7 +334,7 @@ impl Calls {
     }
 
     /// Subscribes to a target, unless it is one that must not be.
-    pub(crate) async fn subscribe(&self, target: &Target, timeout: Duration, deadline: Instant) -> Result<Events> {
+    async fn subscribe(&self, target: &Target, timeout: Duration, deadline: Instant) -> Result<Events> {
         match target {
             Target::Key(key) => self.rules.path(key)?,
             Target::Tree(dir) => self.rules.path(dir)?,
@@ -399,7 +399,7 @@ impl Calls {
         serve(self.clone(), Timed { request, timeout, deadline: Instant::now() + timeout }).await
     }
 
-    async fn subscribe_by_default(&self, target: &Target) -> Result<Events> {
+    pub(crate) async fn subscribe_by_default(&self, target: &Target) -> Result<Events> {
         self.subscribe(target, self.timeout, Instant::now() + self.timeout).await
     }
 

@@ -5,7 +5,6 @@ use crate::backend::Target;
 use crate::backoff::Pauses;
 use crate::error::{Error, Result};
 use crate::key::Key;
-use crate::link::far_future;
 use crate::lock::Ending;
 use crate::messages::{AtomicDelete, Get, Put};
 use crate::registration::RegistrationEvent;
@@ -108,10 +107,13 @@ impl Registrar {
         let target = Target::Key(self.key.clone());
         let mut pauses = pauses();
         loop {
-            match self.calls.subscribe(&target, Duration::MAX, far_future()).await {
+            match self.calls.subscribe_by_default(&target).await {
                 Ok(events) => return Some(WatchStream::new(self.key.clone(), events)),
                 Err(Error::Closed) => return None,
-                Err(error) => debug!(key = %self.key, %error, "a registered key can't be watched; trying again"),
+                Err(error) => {
+                    debug!(key = %self.key, %error, "a registered key can't be watched; trying again");
+                    self.tell(RegistrationEvent::Suspended);
+                }
             }
             sleep(pauses.next()).await;
         }
