@@ -195,7 +195,10 @@ impl<'c> Contest<'c> {
         let stat = stat.map_err(|failure| self.session.read_error(failure))?;
         let line = Line::of(&names);
         match (line.find(&self.bid.nonce), stat) {
-            (Some(own), Some(stat)) if own.name == place.id => self.assess(&line, &own, Some(stat), place.seen).await,
+            // Without its twin it excludes only some.
+            (Some(own), Some(stat)) if own.name == place.id && line.is_ours(&own) => {
+                self.assess(&line, &own, Some(stat), place.seen).await
+            }
             _ => Err(self.lost()),
         }
     }
