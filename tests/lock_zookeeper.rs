@@ -507,7 +507,8 @@ async fn a_holder_that_is_cut_off_loses_the_lock_before_another_has_it() {
     due(guard.lost()).await;
     assert!(begun.elapsed() < Duration::from_secs(2) && !next.is_finished(), "{:?}", begun.elapsed());
     let next = due(next).await.unwrap().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    // A session lasts half as long again as the TTL, and the server looks for those that are over once a tick.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(next.token() > token);
     proxy.restore();
     assert!(matches!(guard.unlock().await, Err(Error::LockLost { .. })));
@@ -518,7 +519,6 @@ async fn a_holder_that_is_cut_off_loses_the_lock_before_another_has_it() {
     due(again).await.unwrap().unwrap().unlock().await.unwrap();
 }
 
-/// While the lock's watch stands, the end of the session at the server is heard of before the holder's own deadline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_outlasts_a_restart_of_the_server() {
     let Some(server) = Server::start(Kind::ZooKeeper).await else { return };
@@ -555,7 +555,7 @@ async fn times_that_the_server_does_not_offer_are_refused() {
     let (store, client, path) = beside(server, "bounds").await;
     let refused = store.lock_with("lock", ttl(Duration::from_secs(90))).await;
     let Err(Error::Unsupported { reason }) = refused else { panic!("{refused:?}") };
-    assert!(reason.contains("90s") && reason.contains("at most 40s"), "{reason}");
+    assert!(["90s", "at most 40s", "at most 26.6"].iter().all(|part| reason.contains(part)), "{reason}");
     assert!(client.check_stat(&path).await.unwrap().is_none());
     store.lock_with("lock", ttl(Duration::from_micros(1_500_100))).await.unwrap().unlock().await.unwrap();
 }
@@ -588,7 +588,7 @@ async fn the_largest_value_is_published() {
     next.unlock().await.unwrap();
 }
 
-/// The watch that stands for a held lock must not make its key be read whenever something else happens beneath it.
+/// However often its znode is looked at because of what is beneath it.
 #[tokio::test]
 async fn an_ordinary_key_is_told_of_only_when_it_changes() {
     let Some(server) = common::zookeeper().await else { return };

@@ -25,11 +25,12 @@ const ROUNDS: usize = 20;
 /// The largest value: the server's limit for a packet, 1 MiB by default, without room for paths and headers.
 const MAX_VALUE_SIZE: usize = (1024 - 16) * 1024;
 
-/// The shortest TTL of a lock that is asked for. The servers' own bounds are 2 and 20 of their ticks.
-const MIN_LOCK_TTL: Duration = Duration::from_secs(1);
-
 /// The longest time for which the servers are asked to keep a session.
 const MAX_SESSION: Duration = Duration::from_secs(3600);
+
+/// The TTLs of locks that the servers are asked for. Their own bounds for sessions are 2 and 20 of their ticks.
+const MIN_LOCK_TTL: Duration = Duration::from_secs(1);
+const MAX_LOCK_TTL: Duration = Duration::from_secs(2400);
 
 /// A connector for the ensemble that `config` names.
 ///
@@ -51,6 +52,26 @@ struct ZooKeeperConnector {
     ensemble: Arc<Ensemble>,
 }
 
+/// How soon a session's connection is given up when nothing is heard, and with it how often the client library sends a ping
+/// when there is nothing else: when three eighths of that time are over, which it looks for every eighth.
+#[derive(Clone, Copy)]
+pub(super) enum Pace {
+    /// After two fifths of the session's time.
+    Calm,
+    /// After one fifth: something is sent in every tenth of the session's time.
+    Brisk,
+}
+
+impl Pace {
+    /// In fifths of the session's time.
+    fn patience(self) -> u32 {
+        match self {
+            Pace::Calm => 2,
+            Pace::Brisk => 1,
+        }
+    }
+}
+
 /// The servers, as this store knows them, and what it holds there beyond a session.
 pub(super) struct Ensemble {
     config: Config,
@@ -68,7 +89,7 @@ impl Connector for ZooKeeperConnector {
         capabilities.exact_versions = false;
         capabilities.every_revision = false;
         capabilities.min_lock_ttl = MIN_LOCK_TTL;
-        capabilities.max_lock_ttl = MAX_SESSION;
+        capabilities.max_lock_ttl = MAX_LOCK_TTL;
         capabilities
     }
 
@@ -84,7 +105,7 @@ impl Connector for ZooKeeperConnector {
     }
 
     async fn connect(&self, _index: usize) -> Result<Rc<dyn Backend>> {
-        let session = self.ensemble.open(self.ensemble.config.options.session_timeout).await?;
+        let session = self.ensemble.open(self.ensemble.config.options.session_timeout, Pace::Calm).await?;
         let root = session.paths.dir(&Dir::root());
         let asked = session.client.check_stat(&root).await;
         asked.map_err(|failure| errors::of_connect(&session.servers, failure))?;
@@ -98,19 +119,19 @@ impl Ensemble {
     }
 
     /// A new session, which the servers are asked to keep for this long when they hear nothing of it.
-    pub(super) async fn open(&self, timeout: Duration) -> Result<Session> {
+    pub(super) async fn open(&self, timeout: Duration, pace: Pace) -> Result<Session> {
         let servers = self.servers();
-        let client = self.client(&servers, timeout.min(MAX_SESSION)).await;
+        let client = self.client(&servers, timeout.min(MAX_SESSION), pace).await;
         let client = client.map_err(|failure| errors::of_connect(&servers, failure))?;
         let paths = Paths::new(self.config.namespace.clone());
         let acls = if self.config.credentials.is_some() { Acls::creator_all() } else { Acls::anyone_all() };
         Ok(Session { client, paths, acls, servers, doubts: Doubts::new() })
     }
 
-    async fn client(&self, servers: &str, timeout: Duration) -> Result<Client, zookeeper_client::Error> {
+    async fn client(&self, servers: &str, timeout: Duration, pace: Pace) -> Result<Client, zookeeper_client::Error> {
         let mut connector = Client::connector()
             .with_session_timeout(timeout)
-            .with_connection_timeout(self.connection_timeout(timeout))
+            .with_connection_timeout(self.connection_timeout(timeout, pace))
             .with_fail_eagerly();
         if let Some(credentials) = &self.config.credentials {
             let secret = format!("{}:{}", credentials.user, credentials.password);
@@ -125,8 +146,8 @@ impl Ensemble {
 
     /// After how long a silent server is given up: early enough that another one can be tried in the time allowed for
     /// connecting, and that the session can be kept by one.
-    fn connection_timeout(&self, session_timeout: Duration) -> Duration {
-        let for_session = session_timeout * 2 / 5;
+    fn connection_timeout(&self, session_timeout: Duration, pace: Pace) -> Duration {
+        let for_session = session_timeout * pace.patience() / 5;
         match self.config.endpoints.len() {
             1 => for_session,
             _ => for_session.min(self.config.options.connect_timeout * 2 / 3),

@@ -1,15 +1,22 @@
-//! What locks hang on: a ZooKeeper session of their own for each TTL.
+//! What locks hang on: a ZooKeeper session of their own for each TTL, which the loss of the store's session doesn't touch.
 //!
-//! A session's timeout is the TTL of its locks, and theirs alone: the loss of the store's session doesn't touch them. These
-//! sessions live beside the connector, so that those of the store, as they come and go, all find them. Everything is asked
-//! of a lock's own session while that is connected: its requests come in order, even behind one whose answer was lost.
+//! These sessions live beside the connector, so that those of the store, as they come and go, all find them. Everything is
+//! asked of a lock's own session while that is connected: its requests come in order, even behind one whose answer was lost.
+//!
+//! # How long a session lasts
+//! It is the leader that ends sessions, and it hears of them late: the member that a client is connected to answers reads by
+//! itself, even when it is cut off, and tells the leader every half tick which sessions it heard of. Until that was told it can
+//! be lost with the member. So
+//! - a grant is kept alive by `sync`, which only the leader can answer;
+//! - a session lasts half as long again as its locks' TTL: a third of it is for what the leader hasn't heard yet. The client
+//!   library sends something every tenth of the session's time at least, see [`Pace::Brisk`]; half a tick is a quarter of the
+//!   shortest time that servers offer by default, and less of all others.
 
-use super::connect::Ensemble;
+use super::connect::{Ensemble, Pace};
 use super::session::Session;
 use super::{errors, is_final, state_that};
 use crate::backend::Grant;
 use crate::error::{Error, Result};
-use crate::key::Dir;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -52,16 +59,16 @@ impl Grants {
 
 impl Ensemble {
     pub(super) async fn grant(&self, ttl: Duration) -> Result<Grant> {
-        let asked = whole_milliseconds(ttl);
-        let session = self.open(asked).await?;
-        let ttl = session.client.session_timeout();
-        if ttl != asked {
+        let asked = whole_milliseconds(session_timeout(ttl));
+        let session = self.open(asked, Pace::Brisk).await?;
+        let offered = session.client.session_timeout();
+        if offered != asked {
             let servers = session.servers.clone();
             end(Arc::new(session)).await;
-            return Err(out_of_bounds(&servers, asked, ttl));
+            return Err(out_of_bounds(&servers, ttl, asked, offered));
         }
-        // The servers look for sessions that are over once a tick, of which the shortest timeout has two.
-        Ok(Grant { id: self.grants.add(session), ttl, outlives_process_by: ttl * 3 / 2 })
+        // The leader looks for sessions that are over once a tick, of which the shortest timeout has two.
+        Ok(Grant { id: self.grants.add(session), ttl, outlives_process_by: offered * 3 / 2 })
     }
 
     pub(super) async fn keep_alive(&self, grant: &Grant) -> Result<()> {
@@ -72,11 +79,10 @@ impl Ensemble {
         kept
     }
 
-    /// Any request lets a session last; the client library's own when it has nothing else to send do so too.
     async fn touch(&self, grant: &Grant) -> Result<()> {
         let session = self.grants.connected(grant, &grant.id)?;
-        match session.client.check_stat(&session.paths.dir(&Dir::root())).await {
-            Ok(_) => Ok(()),
+        match session.client.sync("/").await {
+            Ok(()) => Ok(()),
             Err(failure) => Err(session.lost_or(&grant.id, session.read_error(failure))),
         }
     }
@@ -109,11 +115,23 @@ fn whole_milliseconds(ttl: Duration) -> Duration {
     if cut < ttl { cut + Duration::from_millis(1) } else { cut }
 }
 
-fn out_of_bounds(servers: &str, asked: Duration, offered: Duration) -> Error {
-    let bound = if offered > asked { "at least" } else { "at most" };
+/// How long a session for locks with this TTL is to last.
+fn session_timeout(ttl: Duration) -> Duration {
+    ttl * 3 / 2
+}
+
+/// The TTL for which a session that lasts this long is enough.
+fn longest_ttl(session_timeout: Duration) -> Duration {
+    session_timeout * 2 / 3
+}
+
+fn out_of_bounds(servers: &str, ttl: Duration, asked: Duration, offered: Duration) -> Error {
+    let (bound, setting) =
+        if offered > asked { ("at least", "minSessionTimeout") } else { ("at most", "maxSessionTimeout") };
     Error::unsupported(format!(
-        "a lock whose TTL is {asked:?}: {servers} keeps sessions for {bound} {offered:?} (`minSessionTimeout` and \
-         `maxSessionTimeout` there)"
+        "a lock whose TTL is {ttl:?}: {servers} keeps sessions for {bound} {offered:?} (its `{setting}`), which makes a TTL of \
+         {bound} {:?}",
+        longest_ttl(offered)
     ))
 }
 

@@ -9,7 +9,9 @@
 //! can have nothing in it, so that the watch tells of its end alone, and a release wakes one.
 //!
 //! A lock's znode that a store made goes with the last of its line. What another program made stays, and what it has been
-//! seen in line for: kazoo makes sure of a lock's znode only once, and misses it later.
+//! seen in line for: a `Lock` of kazoo makes sure of the lock's znode only when it is used first, and fails with `NoNodeError` when
+//! it is gone later. It can still happen to one that only ever tried, without waiting, while one of ours had the lock: what
+//! helps is that somebody else makes the znode beforehand (`ensure_path`).
 
 use super::contest::{self, Contest};
 use super::session::Session;
