@@ -279,15 +279,16 @@ async fn the_lock_delay_is_waited_for_without_haste() {
     let waiting = wait_for(&store, "k");
     sleep(A_WHILE).await;
     proxy.reset_counts();
+    let begun = Instant::now();
     end_holder(server, &format!("{name}/k")).await;
     let ended = Instant::now();
     assert!(matches!(holder.try_lock("k").await, Err(Error::LockHeld { .. })));
     let second = due(waiting).await.unwrap().unwrap();
     let (took, asked) = (ended.elapsed(), proxy.counts().requests.len());
     println!("got after {took:?} with {asked} requests");
-    assert!(took >= DELAY - Duration::from_millis(100) && took < DELAY + PROMPT, "{took:?}");
-    // Four a second at the most.
-    assert!((4..=18).contains(&asked), "{asked} requests");
+    assert!(begun.elapsed() >= DELAY && took < DELAY + 2 * PROMPT, "{took:?}");
+    // Four a second at the most, and a few to begin with.
+    assert!(asked >= 4 && asked as f64 <= 4.0 * took.as_secs_f64() + 6.0, "{asked} requests in {took:?}");
     assert!(second.token() > guard.token() && !guard.is_held());
 }
 
@@ -327,7 +328,7 @@ async fn who_gives_up_leaves_nothing() {
     until(async || proxy.counts().requests_like("GET /v1/kv/gone/k/7?consistent&index") > 0).await;
     assert_eq!(sessions(&server).await.len(), 2, "one for each store");
     waiting.iter().for_each(JoinHandle::abort);
-    sleep(PROMPT).await;
+    until(async || store.status().locks == 0).await;
     proxy.reset_counts();
     sleep(A_WHILE).await;
     assert_eq!(proxy.counts().requests, [""; 0], "nobody asks any more");
@@ -428,7 +429,9 @@ async fn peak<T>(proxy: &Proxy, work: impl Future<Output = T>) -> (u64, T) {
     }
 }
 
-/// An agent grants 200 connections to one address.
+/// How many connections an agent grants to one address.
+const GRANTED: u64 = 200;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_waits_share_few_connections() {
     const KEYS: usize = 1000;
@@ -457,8 +460,8 @@ async fn a_thousand_waits_share_few_connections() {
     let (peak, got) = peak(&proxy, work).await;
     println!("at most {peak} connections");
     assert!(got.iter().all(LockGuard::is_held));
-    // By default 64 for watches, and 48 for calls.
-    assert!(peak <= 64 + 48, "{peak} connections");
+    // 64 for watches and 48 for calls, by default; where calls end by their timeout others take their place.
+    assert!(peak < GRANTED, "{peak} connections");
 }
 
 /// The answer to the request that got the lock is lost, and the link comes back.
