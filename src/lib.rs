@@ -21,6 +21,8 @@
 //! # Where to begin
 //! - [`Store`] is the handle with all calls, and says what holds for each of them.
 //! - [`Store::watch`] and [`Store::watch_tree`] tell what becomes of a key or directory, in [`WatchEvent`]s and [`TreeEvent`]s.
+//! - [`Store::lock`], [`Store::campaign`] and [`Store::register`] coordinate processes: a [`LockGuard`], a [`Leadership`], a
+//!   [`Registration`].
 //! - [`Config`] has the store URLs and the settings.
 //! - [`Error`] says what can go wrong, and above all what is known of a write that failed.
 //! - [`messages`] is for actix applications that would rather send a message than call a method.
@@ -41,7 +43,8 @@
 //! A store is a small family of actors on one thread: the [`Connection`] takes a message for each call and runs it as a task
 //! of its own on the session of the moment; a supervisor opens sessions, notices when one is lost, and opens the next, with
 //! backoff and jitter, on the next endpoint. Calls wait for the link up to their deadline. A watcher for each key or
-//! directory that is watched follows it over all sessions and tells its subscribers what is news. The drivers beneath speak
+//! directory that is watched follows it over all sessions and tells its subscribers what is news. Each lock has an actor that
+//! contends for it and tells its holder in time when it is lost. The drivers beneath speak
 //! to servers and nothing else: retries, deadlines, TTLs and validation are written once, above them.
 //!
 //! [Consul]: https://www.consul.io

@@ -3,8 +3,11 @@
 // Clippy's own exception for tests knows only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
+use common::worker::{Worker, say, told};
 use futures_util::future::join_all;
-use kvactor::{Error, PutOptions, Store};
+use kvactor::{Error, LockOptions, PutOptions, Store};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -275,4 +278,31 @@ async fn versions_grow_over_reopenings() {
         last = version.index();
         store.close().await.unwrap();
     }
+}
+
+/// Not a test of its own but a process that holds a lock until it is killed.
+#[tokio::test]
+#[ignore = "a part of the tests that start a second process"]
+async fn lock_holding_process() {
+    let Some(file) = told("LOCKED_FILE") else { return };
+    let store = Store::connect(&url(Path::new(&file))).await.unwrap();
+    let options = LockOptions { value: "holder".into(), ..LockOptions::default() };
+    let guard = store.lock_with("lock", options).await.unwrap();
+    say(format_args!("holds {}", guard.token()));
+    guard.lost().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_holds_a_lock_when_its_process_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("store.redb");
+    let mut holder = Worker::start("lock_holding_process", &[("LOCKED_FILE", &file.display().to_string())]);
+    let token: u64 = holder.hear_of("holds", Duration::from_secs(30)).parse().unwrap();
+    holder.kill();
+    let store = Store::connect(&url(&file)).await.unwrap();
+    let found = store.get("lock").await;
+    assert!(matches!(found, Err(Error::KeyNotFound { .. })), "{found:?}");
+    let guard = store.try_lock("lock").await.unwrap();
+    assert!(guard.token() > token, "{} after {token}", guard.token());
+    store.close().await.unwrap();
 }
