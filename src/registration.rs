@@ -53,8 +53,8 @@ impl Registration {
     }
 
     /// The events go to an actor as long as this lives.
-    pub(crate) fn with_forwarder(mut self, forwarder: Subscription) -> Self {
-        self._forwarder = Some(forwarder);
+    pub(crate) fn with_forwarder(mut self, forwarder: Option<Subscription>) -> Self {
+        self._forwarder = forwarder;
         self
     }
 

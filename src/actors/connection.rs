@@ -210,13 +210,8 @@ impl Handler<Lock> for Connection {
         Box::pin(async move {
             let got = calls.acquire(&key, options, None).await?;
             let guard = LockGuard::new(got, connection, calls.timeout);
-            Ok(match subscriber {
-                Some(subscriber) => {
-                    let forwarder = calls.watchers.forward(guard.events(), subscriber);
-                    guard.with_forwarder(forwarder)
-                }
-                None => guard,
-            })
+            let forwarder = subscriber.map(|actor| calls.watchers.forward(guard.events(), actor));
+            Ok(guard.with_forwarder(forwarder))
         })
     }
 }
@@ -365,13 +360,8 @@ impl Calls {
         let candidate = Candidate { key: key.clone(), options, locks, value: published, candidacy, resignation };
         actix_rt::spawn(candidate.run(first));
         let leadership = Leadership::new(key, state, value, end, connection, timeout);
-        Ok(match subscriber {
-            Some(subscriber) => {
-                let forwarder = self.watchers.forward(leadership.events(), subscriber);
-                leadership.with_forwarder(forwarder)
-            }
-            None => leadership,
-        })
+        let forwarder = subscriber.map(|actor| self.watchers.forward(leadership.events(), actor));
+        Ok(leadership.with_forwarder(forwarder))
     }
 
     /// Writes a key and has it looked after.
@@ -384,13 +374,8 @@ impl Calls {
         let version = registrar.register().await?;
         actix_rt::spawn(registrar.run(version, ended));
         let registration = Registration::new(key, shown, end, self.timeout);
-        Ok(match subscriber {
-            Some(subscriber) => {
-                let forwarder = self.watchers.forward(registration.events(), subscriber);
-                registration.with_forwarder(forwarder)
-            }
-            None => registration,
-        })
+        let forwarder = subscriber.map(|actor| self.watchers.forward(registration.events(), actor));
+        Ok(registration.with_forwarder(forwarder))
     }
 
     /// Carries a request out that the store makes by itself.

@@ -181,6 +181,7 @@ impl Lock {
     fn take_in(&mut self, wish: Wish) {
         let holder = match self.state {
             State::Held(owner) | State::Suspended(owner) => owner,
+            State::Waiting if !wish.waits() && self.is_in_line() => return refuse(wish, held_elsewhere(&self.key)),
             State::Idle | State::Waiting | State::Lost | State::Released => return self.queue.push_back(wish),
         };
         if !wish.waits() {
@@ -191,6 +192,16 @@ impl Lock {
             return refuse(wish, Error::lock_held(&self.key, reason));
         }
         self.queue.push_back(wish);
+    }
+
+    /// Whether what the contender hangs on still stands.
+    fn is_granted(&self) -> bool {
+        self.contender.as_ref().is_some_and(|contender| contender.kept.tenure.is_live())
+    }
+
+    /// Whether the server has said that another holds the lock.
+    fn is_in_line(&self) -> bool {
+        self.contender.as_ref().is_some_and(|contender| matches!(contender.progress, Progress::Placed(_)))
     }
 
     /// Contends until the lock is got for somebody who still wants it; none where nobody does.
@@ -211,6 +222,8 @@ impl Lock {
                 }
             };
             match self.ask(&session).await? {
+                // One that was got too late to be told of: the grant is over, and the contender goes with it.
+                Ok(Standing::Held(place)) if !self.is_granted() => self.placed(place),
                 Ok(Standing::Held(place)) => {
                     let Some(wish) = self.queue.pop_front() else { return Ok(None) };
                     self.placed(place.clone());
@@ -372,6 +385,8 @@ impl Lock {
         mut ended: oneshot::Receiver<Ending>,
     ) -> Result<End, Closed> {
         let mut tenure = kept.tenure.state();
+        // What it is now may be news already.
+        tenure.mark_changed();
         let mut gone = pin!(gone_at_server(self.errands.clone(), self.watchers.clone(), hold.clone()));
         loop {
             let turn = async {

@@ -143,6 +143,23 @@ pub async fn try_lock_does_not_wait(f: &Fixture) -> Outcome {
     Ok(())
 }
 
+/// `try_lock` doesn't wait either where others of its store do.
+pub async fn try_lock_does_not_wait_with_others(f: &Fixture) -> Outcome {
+    let (store, other) = (f.store(), f.another_or_clone().await?);
+    if !has_locks(store).await {
+        return Ok(());
+    }
+    let guard = store.lock("lock").await?;
+    let waiting = wait_for(&other, "lock", LockOptions::default());
+    tokio::time::sleep(A_WHILE).await;
+    let begun = Instant::now();
+    assert_error!(other.try_lock("lock").await, Error::LockHeld { .. });
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    guard.unlock().await?;
+    due(waiting).await.unwrap()?.unlock().await?;
+    Ok(())
+}
+
 /// Waiting ends when its time is over, and leaves nothing behind.
 pub async fn waiting_for_a_lock_ends_in_time(f: &Fixture) -> Outcome {
     let (store, other) = (f.store(), f.another_or_clone().await?);

@@ -265,6 +265,7 @@ macro_rules! for_each_conformance_case {
                 a_held_lock_is_a_key_with_its_holders_value
                 a_holder_publishes_another_value
                 try_lock_does_not_wait
+                try_lock_does_not_wait_with_others
                 waiting_for_a_lock_ends_in_time
                 a_task_does_not_wait_for_itself
                 waiters_of_a_store_are_served_in_order

@@ -108,8 +108,8 @@ impl LockGuard {
     }
 
     /// The events go to an actor as long as the guard lives.
-    pub(crate) fn with_forwarder(mut self, forwarder: Subscription) -> Self {
-        self._forwarder = Some(forwarder);
+    pub(crate) fn with_forwarder(mut self, forwarder: Option<Subscription>) -> Self {
+        self._forwarder = forwarder;
         self
     }
 
