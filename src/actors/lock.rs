@@ -533,23 +533,45 @@ async fn leave(errands: &Errands, contender: &Contender) -> Result<bool> {
 /// Waits until the server says that the acquisition is over.
 async fn gone_at_server(errands: Errands, watchers: Watchers, hold: Arc<Hold>) {
     sleep(UNWATCHED).await;
+    tokio::select! {
+        () = gone_by_key(&errands, &watchers, &hold) => {}
+        () = gone_by_contender(&errands, &hold) => {}
+    }
+}
+
+/// Looks whenever something becomes of the lock's key.
+async fn gone_by_key(errands: &Errands, watchers: &Watchers, hold: &Hold) {
     let target = Target::Key(hold.key().clone());
     let limit = errands.timeout();
     loop {
-        let events = watchers.subscribe(&target, limit, Instant::now() + limit).await;
-        match events {
+        match watchers.subscribe(&target, limit, Instant::now() + limit).await {
             Ok(mut events) => {
                 while events.next().await.is_some() {
-                    if is_gone(&errands, &hold).await {
+                    if is_gone(errands, hold).await {
                         return;
                     }
                 }
             }
             Err(error) => {
-                debug!(key = %hold.key(), %error, "a lock that is held can't be watched; renewals tell of its loss")
+                debug!(key = %hold.key(), %error, "a lock that is held can't be watched; renewals tell of its loss");
             }
         }
         sleep(limit).await;
+    }
+}
+
+/// Looks whenever something became of the contender.
+async fn gone_by_contender(errands: &Errands, hold: &Hold) {
+    let mut pauses = pauses();
+    loop {
+        if let Ok(session) = errands.link().session(far_future()).await {
+            let gone = async { locking(&*session.backend)?.gone(&hold.bid, &hold.place).await };
+            let heard = errands.long(&session, gone).await;
+            if heard.is_ok() && is_gone(errands, hold).await {
+                return;
+            }
+        }
+        sleep(pauses.next()).await;
     }
 }
 

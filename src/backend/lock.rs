@@ -56,6 +56,15 @@ pub trait Locking {
     /// [`Error::Unreachable`](crate::Error::Unreachable) where waiting again may succeed; the store then contends again to see.
     async fn wait(&self, bid: &Bid, place: &Place) -> Result<()>;
 
+    /// Waits until the server tells that the contender of a lock that is held is gone, or may be. Needed only where a
+    /// [`watch`](crate::Backend::watch) of the lock's key doesn't tell as much, as it does for the default, which waits for ever.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`](crate::Error::Unreachable) where waiting again may succeed.
+    async fn gone(&self, _bid: &Bid, _place: &Place) -> Result<()> {
+        std::future::pending().await
+    }
+
     /// Takes the contender away, held or waiting, with the value that it published: what this very bid made and nothing else.
     /// With [`Progress::Unknown`] it is looked for by the nonce. Returns whether it was there. Leaving twice is as good
     /// as once, so that a lost answer is [`Error::Unreachable`](crate::Error::Unreachable).

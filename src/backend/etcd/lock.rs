@@ -13,9 +13,7 @@
 //! the server looks at all that is beneath a lock's key whenever somebody contends for it.
 //!
 //! Contenders aren't keys of the store, and no call shows them, with one exception: the tree beneath a directory goes with
-//! the contenders in it, and `delete_tree` counts them. Where the lock's key itself is in that tree, the holder hears of it
-//! as of any loss. Where only its contender is, it hears of it with the next guarded write; no store gets the lock before,
-//! as the value is still there.
+//! the contenders in it, and `delete_tree` counts them. The holder hears of it as of any loss.
 
 use super::Driver;
 use super::attempt::{Attempt, token, unsigned};
@@ -57,6 +55,16 @@ impl Locking for Driver {
     async fn wait(&self, _: &Bid, place: &Place) -> Result<()> {
         let seen = i64::try_from(place.seen).unwrap_or(i64::MAX);
         self.watches.deleted(place.ahead.as_bytes(), seen).await
+    }
+
+    /// The value at the key stays where only the contender is deleted, by hand say.
+    async fn gone(&self, bid: &Bid, place: &Place) -> Result<()> {
+        // From now on: history may not reach back to when the lock was got.
+        match Attempt::new(&self.session, bid)?.confirm(place).await {
+            Ok(Standing::Held(now)) => self.wait(bid, &Place { ahead: now.id.clone(), ..now }).await,
+            Ok(_) | Err(Error::LockLost { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn leave(&self, bid: &Bid, progress: &Progress) -> Result<bool> {
