@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use crate::backend::{self, Backend, Connector, Lease, Position, Target, Updates};
+use crate::backend::{
+    self, Backend, Bid, Connector, Grant, Holder, Lease, Locking, Place, Position, Progress, Standing, Target, Updates,
+};
 use crate::config::{Config, Options};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
@@ -30,12 +32,52 @@ pub(crate) enum Fault {
     Fail(Error),
     /// It takes effect, and its answer is lost.
     LoseAnswer,
+    /// It takes effect, and its answer waits for [`Script::gate`].
+    Late,
     /// It waits for ever.
     Hang,
     /// It waits for [`Script::gate`].
     Wait,
     /// It panics.
     Panic,
+}
+
+/// One step of locks: what goes wrong with it, and how often it was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Step {
+    faults: Mutex<VecDeque<Fault>>,
+    called: AtomicUsize,
+}
+
+impl Step {
+    pub(crate) fn then(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.faults.lock().unwrap().extend(faults);
+    }
+
+    /// What comes next time and ever after, as far as a test goes.
+    pub(crate) fn always(&self, fault: impl Fn() -> Fault) {
+        self.then((0..10_000).map(|_| fault()));
+    }
+
+    /// Nothing goes wrong from now on.
+    pub(crate) fn heal(&self) {
+        self.faults.lock().unwrap().clear();
+    }
+
+    pub(crate) fn called(&self) -> usize {
+        self.called.load(SeqCst)
+    }
+}
+
+/// What goes wrong with the steps of locks.
+#[derive(Debug, Default)]
+pub(crate) struct LockScript {
+    pub(crate) grant: Step,
+    pub(crate) keep_alive: Step,
+    pub(crate) revoke: Step,
+    pub(crate) contend: Step,
+    pub(crate) wait: Step,
+    pub(crate) leave: Step,
 }
 
 /// What goes wrong, and what was seen. Where a queue is empty nothing goes wrong.
@@ -59,6 +101,9 @@ pub(crate) struct Script {
     pub(crate) running: AtomicUsize,
     pub(crate) most_running: AtomicUsize,
     pub(crate) closed: Semaphore,
+    pub(crate) locks: LockScript,
+    /// The sessions that are not dropped yet.
+    alive: AtomicUsize,
 }
 
 impl Script {
@@ -78,6 +123,8 @@ impl Script {
             running: AtomicUsize::new(0),
             most_running: AtomicUsize::new(0),
             closed: Semaphore::new(0),
+            locks: LockScript::default(),
+            alive: AtomicUsize::new(0),
         })
     }
 
@@ -111,10 +158,24 @@ impl Script {
         self.called.load(SeqCst)
     }
 
+    /// Where others find what the script's stores keep, without its faults.
+    pub(crate) fn url(self: &Arc<Self>) -> String {
+        format!("memory://flaky-{:p}", Arc::as_ptr(self))
+    }
+
+    /// How many of the driver's sessions are in use, or held on to.
+    pub(crate) fn alive(&self) -> usize {
+        self.alive.load(SeqCst)
+    }
+
+    async fn step<T>(&self, step: &Step, call: impl Future<Output = Result<T>>) -> Result<T> {
+        step.called.fetch_add(1, SeqCst);
+        self.play(&step.faults, call).await
+    }
+
     /// The connector that follows this script.
     pub(crate) fn connector(self: &Arc<Self>, endpoints: usize) -> FlakyConnector {
-        let name = format!("memory://flaky-{:p}", Arc::as_ptr(self));
-        let memory = backend::connector(&Config::from_url(&name).unwrap()).unwrap();
+        let memory = backend::connector(&Config::from_url(&self.url()).unwrap()).unwrap();
         FlakyConnector { script: self.clone(), endpoints, memory }
     }
 
@@ -126,6 +187,11 @@ impl Script {
             Fault::LoseAnswer => {
                 call.await?;
                 Err(Error::indeterminate("the answer was lost"))
+            }
+            Fault::Late => {
+                let answer = call.await;
+                self.gate.acquire().await.unwrap().forget();
+                answer
             }
             Fault::Hang => std::future::pending().await,
             Fault::Wait => {
@@ -174,6 +240,7 @@ impl Connector for FlakyConnector {
     async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>> {
         self.script.connected.lock().unwrap().push(index);
         let memory = self.script.play(&self.script.connects, self.memory.connect(0)).await?;
+        self.script.alive.fetch_add(1, SeqCst);
         Ok(Rc::new(Flaky { script: self.script.clone(), memory }))
     }
 }
@@ -183,7 +250,17 @@ struct Flaky {
     memory: Rc<dyn Backend>,
 }
 
+impl Drop for Flaky {
+    fn drop(&mut self) {
+        self.script.alive.fetch_sub(1, SeqCst);
+    }
+}
+
 impl Flaky {
+    fn locking(&self) -> &dyn Locking {
+        self.memory.locks().unwrap()
+    }
+
     async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         let _running = Running::new(&self.script);
         self.script.play(&self.script.calls, call).await
@@ -191,7 +268,47 @@ impl Flaky {
 }
 
 #[async_trait(?Send)]
+impl Locking for Flaky {
+    async fn grant(&self, ttl: Duration) -> Result<Grant> {
+        self.script.step(&self.script.locks.grant, self.locking().grant(ttl)).await
+    }
+    async fn keep_alive(&self, grant: &Grant) -> Result<()> {
+        self.script.step(&self.script.locks.keep_alive, self.locking().keep_alive(grant)).await
+    }
+    async fn revoke(&self, grant: &Grant) -> Result<()> {
+        self.script.step(&self.script.locks.revoke, self.locking().revoke(grant)).await
+    }
+    async fn contend(&self, bid: &Bid, progress: &Progress) -> Result<Standing> {
+        self.script.step(&self.script.locks.contend, self.locking().contend(bid, progress)).await
+    }
+    async fn wait(&self, bid: &Bid, place: &Place) -> Result<()> {
+        self.script.step(&self.script.locks.wait, self.locking().wait(bid, place)).await
+    }
+    async fn leave(&self, bid: &Bid, progress: &Progress) -> Result<bool> {
+        self.script.step(&self.script.locks.leave, self.locking().leave(bid, progress)).await
+    }
+    async fn guarded(
+        &self,
+        bid: &Bid,
+        place: &Place,
+        checks: &[Check],
+        operations: &[Operation],
+    ) -> Result<TxnOutcome> {
+        self.call(self.locking().guarded(bid, place, checks, operations)).await
+    }
+    async fn publish(&self, bid: &Bid, place: &Place, value: &Bytes) -> Result<()> {
+        self.call(self.locking().publish(bid, place, value)).await
+    }
+    async fn holder(&self, key: &Key) -> Result<Option<Holder>> {
+        self.call(self.locking().holder(key)).await
+    }
+}
+
+#[async_trait(?Send)]
 impl Backend for Flaky {
+    fn locks(&self) -> Option<&dyn Locking> {
+        Some(self)
+    }
     async fn watch(&self, target: &Target, after: Option<&Position>) -> Result<Updates> {
         let updates = self.script.play(&self.script.watches, self.memory.watch(target, after)).await?;
         let script = self.script.clone();

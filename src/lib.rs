@@ -60,12 +60,16 @@ mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod election;
+#[cfg(all(test, feature = "memory"))]
+mod election_tests;
 mod error;
 #[cfg(all(test, feature = "memory"))]
 mod flaky;
 mod key;
 mod link;
 mod lock;
+#[cfg(all(test, feature = "memory"))]
+mod lock_tests;
 pub mod messages;
 mod registration;
 #[cfg(all(test, feature = "memory"))]

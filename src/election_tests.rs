@@ -1,0 +1,103 @@
+//! What candidates and registrations do when their driver fails, as a script says. Time is stopped, and goes on when everybody
+//! waits for it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use crate::election::{CampaignOptions, LeadershipEvent};
+use crate::error::Error;
+use crate::flaky::Fault::{Fail, LoseAnswer};
+use crate::flaky::{Script, unreachable};
+use crate::lock_tests::{TTL, keys, lose_session, open, other, paused, seconds, soon, until};
+use crate::registration::{RegistrationEvent, RegistrationEvents};
+use crate::store::Store;
+use tokio::time::{Instant, sleep};
+
+fn standing_again() -> CampaignOptions {
+    CampaignOptions { ttl: TTL, stand_again: true, ..CampaignOptions::default() }
+}
+
+#[test]
+fn a_candidate_that_resigns_while_it_stands_again_leaves_nothing() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let leadership = store.campaign_with("k", "us", standing_again()).await.unwrap();
+        script.locks.keep_alive.then([Fail(Error::lock_lost("the grant"))]);
+        let next = soon(other.campaign("k", "them")).await.unwrap();
+        sleep(seconds(1)).await;
+        assert!(!leadership.is_leader() && next.is_leader());
+        assert!(matches!(leadership.resign().await, Err(Error::LockLost { .. })));
+        until(&store, |status| status.locks == 0).await;
+        sleep(seconds(30)).await;
+        assert!(next.is_leader() && other.get("k").await.unwrap().value == "them");
+    });
+}
+
+async fn state(events: &mut RegistrationEvents, wanted: RegistrationEvent) {
+    soon(async { while events.next().await.expect("more events") != wanted {} }).await;
+}
+
+async fn registered(store: &Store) -> crate::registration::Registration {
+    store.register("r", "us", TTL).await.unwrap()
+}
+
+#[test]
+fn a_registered_key_is_put_back() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let registration = registered(&store).await;
+        let mut events = registration.events();
+        sleep(seconds(1)).await;
+        other.delete("r").await.unwrap();
+        state(&mut events, RegistrationEvent::Registered).await;
+        sleep(seconds(1)).await;
+        assert_eq!(other.get("r").await.unwrap().value, "us");
+        lose_session(&script, &store).await;
+        sleep(TTL * 3).await;
+        assert!(registration.is_registered() && keys(&other).await == ["r"]);
+        registration.unregister().await.unwrap();
+        assert!(keys(&other).await.is_empty());
+        until(&store, |status| status.registrations == 0 && status.watches == 0).await;
+    });
+}
+
+#[test]
+fn a_registration_yields_to_another_writer_until_that_goes() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let registration = registered(&store).await;
+        sleep(seconds(1)).await;
+        other.put("r", "them").await.unwrap();
+        sleep(TTL * 3).await;
+        assert!(!registration.is_registered());
+        assert_eq!(other.get("r").await.unwrap().value, "them");
+        other.delete("r").await.unwrap();
+        sleep(seconds(1)).await;
+        assert!(registration.is_registered());
+        assert_eq!(other.get("r").await.unwrap().value, "us");
+        other.put("r", "them").await.unwrap();
+        registration.unregister().await.unwrap();
+        assert_eq!(other.get("r").await.unwrap().value, "them");
+    });
+}
+
+#[test]
+fn closing_takes_registrations_along() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let registration = registered(&store).await;
+        let leadership = store.campaign("k", "us").await.unwrap();
+        store.close().await.unwrap();
+        assert!(keys(&other).await.is_empty() && !leadership.is_leader());
+        assert_eq!(registration.events().next().await, Some(RegistrationEvent::Closed));
+        assert!(matches!(registration.unregister().await, Err(Error::Closed)));
+        let status = store.status();
+        assert_eq!((status.locks, status.registrations, status.watches), (0, 0, 0));
+        drop((store, leadership));
+        sleep(seconds(1)).await;
+        assert_eq!(script.alive(), 0);
+    });
+}

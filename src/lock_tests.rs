@@ -1,0 +1,528 @@
+//! What locks do when their driver fails, hangs, panics, loses answers or its session, as a script says. Time is stopped, and
+//! goes on when everybody waits for it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use crate::config::Options;
+use crate::error::{Error, Result};
+use crate::flaky::Fault::{Fail, Hang, Late, LoseAnswer, None as Fine, Panic, Wait};
+use crate::flaky::{Script, options, unreachable};
+use crate::lock::{LockEvent, LockGuard, LockOptions};
+use crate::store::Store;
+use crate::types::{ListOptions, Status};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use futures_util::{FutureExt, StreamExt};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::{JoinHandle, spawn_local, yield_now};
+use tokio::time::{Instant, sleep, timeout};
+
+pub(crate) const TTL: Duration = Duration::from_secs(10);
+/// Nine tenths of it, less 100 ms.
+const HELD_FOR: Duration = Duration::from_millis(8_900);
+
+pub(crate) fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Runs a test and all its stores on one thread, whose clock is stopped.
+pub(crate) fn paused<T>(test: impl Future<Output = T>) -> T {
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    actix_rt::System::with_tokio_rt(runtime).block_on(test)
+}
+
+pub(crate) async fn open_with(script: &Arc<Script>, request_timeout: Duration) -> Store {
+    let options = Options { request_timeout, connect_timeout: request_timeout, ..options() };
+    Store::with_backend(script.connector(1), options).await.unwrap()
+}
+
+pub(crate) async fn open(script: &Arc<Script>) -> Store {
+    open_with(script, seconds(1)).await
+}
+
+/// A store beside the script's, with whom nothing goes wrong.
+pub(crate) async fn other(script: &Arc<Script>) -> Store {
+    Store::connect(script.url().as_str()).await.unwrap()
+}
+
+fn wish() -> LockOptions {
+    LockOptions { ttl: TTL, wait_for_own_task: true, ..LockOptions::default() }
+}
+
+fn impatient() -> LockOptions {
+    LockOptions { timeout: Some(Duration::ZERO), ..wish() }
+}
+
+async fn lock(store: &Store) -> LockGuard {
+    soon(store.lock_with("k", wish())).await.unwrap()
+}
+
+/// Wants the lock in a task of its own.
+fn want(store: &Store, options: LockOptions) -> JoinHandle<Result<LockGuard>> {
+    let store = store.clone();
+    spawn_local(async move { store.lock_with("k", options).await })
+}
+
+/// Five minutes are a failure.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(seconds(300), future).await.expect("it is due")
+}
+
+/// Lets everybody do what needs no time.
+async fn settle() {
+    sleep(millis(1)).await;
+}
+
+pub(crate) async fn keys(store: &Store) -> Vec<String> {
+    let page = store.list_keys("", ListOptions::default()).await.unwrap();
+    page.items.into_iter().map(String::from).collect()
+}
+
+pub(crate) async fn until(store: &Store, reached: impl Fn(&Status) -> bool) {
+    let mut statuses = store.status_stream();
+    soon(async { while !reached(&statuses.next().await.expect("the store is open")) {} }).await;
+}
+
+/// Nothing is left of the lock, here or at the server.
+async fn assert_nothing_left(store: &Store, other: &Store) {
+    until(store, |status| status.locks == 0).await;
+    assert!(keys(other).await.is_empty());
+    let guard = soon(other.lock_with("k", impatient())).await.unwrap();
+    guard.unlock().await.unwrap();
+}
+
+/// The script's session is lost, and replaced.
+pub(crate) async fn lose_session(script: &Arc<Script>, store: &Store) {
+    let restarts = store.status().restarts;
+    script.recovers([Fail(unreachable())]);
+    script.disruptions.add_permits(1);
+    until(store, |status| status.restarts == restarts + 1 && status.session.is_none()).await;
+    settle().await;
+}
+
+fn is_lost<T>(result: &Result<T>) -> bool {
+    matches!(result, Err(Error::LockLost { .. }))
+}
+
+fn is_held<T>(result: &Result<T>) -> bool {
+    matches!(result, Err(Error::LockHeld { .. }))
+}
+
+fn is_closed<T>(result: &Result<T>) -> bool {
+    matches!(result, Err(Error::Closed))
+}
+
+fn grant_is_over() -> Error {
+    Error::lock_lost("the grant")
+}
+
+#[test]
+fn a_silent_server_suspends_the_holder_and_the_deadline_ends_it() {
+    paused(async {
+        let script = Script::new();
+        let store = open_with(&script, seconds(60)).await;
+        script.locks.keep_alive.always(|| Hang);
+        let begun = Instant::now();
+        let guard = lock(&store).await;
+        let mut events = guard.events();
+        assert_eq!(guard.remaining(), HELD_FOR - begun.elapsed());
+        assert_eq!(events.next().await, Some(LockEvent::Held));
+        assert_eq!(soon(events.next()).await, Some(LockEvent::Suspended));
+        assert!(guard.is_held() && begun.elapsed() < HELD_FOR - seconds(3), "{:?}", begun.elapsed());
+        sleep(HELD_FOR - begun.elapsed() - millis(1)).await;
+        assert!(guard.is_held());
+        soon(guard.lost()).await;
+        assert!(!guard.is_held() && (HELD_FOR..HELD_FOR + millis(2)).contains(&begun.elapsed()));
+        assert_eq!(soon(events.next()).await, Some(LockEvent::Lost));
+        assert_eq!(events.next().await, None);
+        assert!(is_lost(&guard.put("a", "1").await));
+    });
+}
+
+#[test]
+fn failing_renewals_suspend_and_one_that_succeeds_resumes() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        let guard = lock(&store).await;
+        let mut events = guard.events();
+        script.locks.keep_alive.then([Fail(unreachable()), Panic, Hang, LoseAnswer]);
+        for expected in [LockEvent::Held, LockEvent::Suspended, LockEvent::Held] {
+            assert_eq!(soon(events.next()).await, Some(expected));
+        }
+        assert!(guard.remaining() > seconds(8));
+        guard.put("a", "1").await.unwrap();
+        guard.unlock().await.unwrap();
+        assert_eq!(events.next().await, Some(LockEvent::Released));
+    });
+}
+
+#[test]
+fn a_renewal_that_comes_back_late_revives_nothing() {
+    paused(async {
+        let script = Script::new();
+        let store = open_with(&script, seconds(60)).await;
+        let guard = lock(&store).await;
+        script.locks.keep_alive.then([Wait]);
+        sleep(HELD_FOR + millis(10)).await;
+        script.gate.add_permits(1);
+        let watching = async {
+            for _ in 0..100 {
+                assert!(!guard.is_held());
+                sleep(millis(50)).await;
+            }
+        };
+        watching.await;
+        assert_nothing_left(&store, &other(&script).await).await;
+        assert!(is_lost(&guard.unlock().await));
+    });
+}
+
+#[test]
+fn a_grant_that_the_server_ended_is_lost_at_once() {
+    paused(async {
+        let (script, begun) = (Script::new(), Instant::now());
+        let store = open(&script).await;
+        let guard = lock(&store).await;
+        script.locks.keep_alive.then([Fail(grant_is_over())]);
+        soon(guard.lost()).await;
+        assert!(begun.elapsed() < seconds(4));
+        let again = lock(&store).await;
+        assert!(again.is_held() && again.token() > guard.token());
+        assert!(is_lost(&guard.unlock().await));
+        assert!(again.is_held() && keys(&store).await == ["k"]);
+    });
+}
+
+#[test]
+fn a_lost_answer_is_recognised_and_what_fails_is_tried_again() {
+    paused(async {
+        for faults in [
+            vec![LoseAnswer],
+            vec![LoseAnswer, Fail(unreachable()), LoseAnswer],
+            vec![Fail(unreachable()), Fail(unreachable()), Fail(unreachable())],
+            vec![Hang, Fail(Error::indeterminate("as the script says"))],
+            vec![Panic],
+            vec![LoseAnswer, Panic, Hang],
+        ] {
+            let script = Script::new();
+            let (store, other) = (open(&script).await, other(&script).await);
+            let attempts = faults.len() + 1;
+            script.locks.contend.then(faults);
+            let guard = lock(&store).await;
+            assert!(guard.is_held());
+            assert_eq!((script.locks.contend.called(), keys(&other).await), (attempts, vec!["k".to_owned()]));
+            guard.unlock().await.unwrap();
+            assert_nothing_left(&store, &other).await;
+            assert_eq!(script.locks.grant.called(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_grant_that_can_not_be_opened_is_opened_again_or_refused() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        script.locks.grant.then([Fail(unreachable()), Panic, Hang, LoseAnswer]);
+        lock(&store).await.unlock().await.unwrap();
+        script.locks.grant.then([Fail(Error::unsupported("as the script says"))]);
+        let refused = store.lock_with("k", LockOptions { ttl: seconds(20), ..wish() }).await;
+        assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+        until(&store, |status| status.locks == 0).await;
+    });
+}
+
+#[test]
+fn a_contender_whose_grant_is_over_gets_another() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        script.locks.contend.then([Fail(grant_is_over())]);
+        script.locks.keep_alive.then([Fail(grant_is_over())]);
+        let guard = lock(&store).await;
+        assert!(guard.is_held());
+        assert_eq!(script.locks.grant.called(), 2);
+    });
+}
+
+#[test]
+fn a_lock_that_can_not_be_given_back_goes_with_its_grant() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let guard = lock(&store).await;
+        script.locks.leave.always(|| Fail(Error::backend("as the script says")));
+        drop(guard);
+        sleep(seconds(30)).await;
+        assert!(keys(&other).await.is_empty());
+        until(&store, |status| status.locks == 0).await;
+    });
+}
+
+#[test]
+fn giving_back_what_was_lost_touches_nothing_of_the_next_holder() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let guard = lock(&store).await;
+        script.locks.keep_alive.then([Fail(grant_is_over())]);
+        let next = soon(other.lock_with("k", wish())).await.unwrap();
+        assert!(!guard.is_held() && next.is_held());
+        assert!(is_lost(&guard.unlock().await));
+        sleep(seconds(30)).await;
+        assert!(next.is_held() && keys(&other).await == ["k"]);
+        next.unlock().await.unwrap();
+    });
+}
+
+#[test]
+fn a_lock_that_others_took_away_is_lost_and_not_given_back_twice() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let hasty = lock(&store).await;
+        other.delete("k").await.unwrap();
+        assert!(is_lost(&hasty.unlock().await));
+        let guard = lock(&store).await;
+        sleep(seconds(1)).await;
+        other.delete("k").await.unwrap();
+        soon(guard.lost()).await;
+        assert!(is_lost(&guard.unlock().await));
+        assert_nothing_left(&store, &other).await;
+    });
+}
+
+#[test]
+fn waiting_goes_on_whatever_the_driver_does() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let first = lock(&other).await;
+        script.locks.wait.then([Fail(unreachable()), Panic, Fail(unreachable()), Fine]);
+        let wanted = want(&store, wish());
+        sleep(seconds(5)).await;
+        lose_session(&script, &store).await;
+        sleep(seconds(60)).await;
+        assert!(script.locks.contend.called() < 10, "{} attempts", script.locks.contend.called());
+        first.unlock().await.unwrap();
+        let begun = Instant::now();
+        let guard = soon(wanted).await.unwrap().unwrap();
+        assert!(guard.is_held() && begun.elapsed() < seconds(1));
+        guard.unlock().await.unwrap();
+        assert_nothing_left(&store, &other).await;
+    });
+}
+
+#[test]
+fn a_grant_outlives_the_session() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        let guard = lock(&store).await;
+        for _ in 0..3 {
+            lose_session(&script, &store).await;
+            sleep(TTL).await;
+            guard.put("a", "1").await.unwrap();
+        }
+        guard.unlock().await.unwrap();
+        assert_eq!(script.locks.grant.called(), 1);
+    });
+}
+
+#[test]
+fn closing_ends_what_is_being_given_back() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let guard = lock(&store).await;
+        script.locks.leave.then([Hang]);
+        let unlocked = spawn_local(guard.unlock());
+        settle().await;
+        store.close().await.unwrap();
+        assert!(is_closed(&soon(unlocked).await.unwrap()));
+        assert!(keys(&other).await.is_empty());
+    });
+}
+
+#[test]
+fn whoever_gives_up_leaves_nothing_at_whatever_moment() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        for is_free in [true, false] {
+            for polls in 0..24 {
+                let held = if is_free { None } else { Some(lock(&other).await) };
+                let mut wanted = Box::pin(store.lock_with("k", wish()));
+                for _ in 0..polls {
+                    if (&mut wanted).now_or_never().is_some() {
+                        break;
+                    }
+                    yield_now().await;
+                }
+                drop(wanted);
+                if let Some(held) = held {
+                    settle().await;
+                    held.unlock().await.unwrap();
+                }
+                assert_nothing_left(&store, &other).await;
+            }
+        }
+    });
+}
+
+#[test]
+fn whoever_gives_up_while_the_driver_is_slow_leaves_nothing() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open_with(&script, seconds(60)).await, other(&script).await);
+        for slow in [&script.locks.grant, &script.locks.contend, &script.locks.leave, &script.locks.wait] {
+            let held = lock(&other).await;
+            slow.then([Wait]);
+            let wanted = want(&store, LockOptions { ttl: seconds(11), ..wish() });
+            sleep(seconds(1)).await;
+            wanted.abort();
+            sleep(seconds(1)).await;
+            script.gate.add_permits(1);
+            sleep(seconds(1)).await;
+            held.unlock().await.unwrap();
+            assert_nothing_left(&store, &other).await;
+            slow.heal();
+            while script.gate.try_acquire().map(|permit| permit.forget()).is_ok() {}
+            sleep(seconds(30)).await;
+        }
+    });
+}
+
+#[test]
+fn a_thousand_who_wait_are_one_contender_and_served_in_order() {
+    paused(async {
+        const WAITING: usize = 1_000;
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let held = lock(&other).await;
+        let served = Rc::new(RefCell::new(Vec::new()));
+        let tasks: Vec<_> = (0..WAITING)
+            .map(|number| {
+                let (store, served) = (store.clone(), served.clone());
+                spawn_local(async move {
+                    let guard = store.lock_with("k", wish()).await.unwrap();
+                    served.borrow_mut().push((number, guard.token()));
+                    guard.unlock().await.unwrap();
+                })
+            })
+            .collect();
+        sleep(seconds(1)).await;
+        assert_eq!((script.locks.contend.called(), script.locks.wait.called(), store.status().locks), (1, 1, 1));
+        held.unlock().await.unwrap();
+        soon(join_all(tasks)).await;
+        let served = served.borrow();
+        assert!(served.len() == WAITING && served.is_sorted());
+        assert_eq!(script.locks.contend.called(), WAITING + 1);
+        assert_eq!((script.locks.leave.called(), script.locks.grant.called()), (WAITING, 1));
+        assert_nothing_left(&store, &other).await;
+    });
+}
+
+#[test]
+fn wishes_of_all_kinds_are_served_in_one_queue() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let held = lock(&other).await;
+        let kind = |number: usize| match number % 4 {
+            0 => wish(),
+            1 => LockOptions { ttl: seconds(20), ..wish() },
+            2 => LockOptions { timeout: Some(seconds(3)), ..wish() },
+            _ => impatient(),
+        };
+        let served = Rc::new(RefCell::new(Vec::new()));
+        let wants: Vec<_> = (0..16)
+            .map(|number| {
+                let (store, served) = (store.clone(), served.clone());
+                spawn_local(async move {
+                    let guard = store.lock_with("k", kind(number)).await?;
+                    assert_eq!(guard.ttl(), kind(number).ttl);
+                    served.borrow_mut().push(number);
+                    sleep(millis(10)).await;
+                    guard.unlock().await
+                })
+            })
+            .collect();
+        sleep(seconds(5)).await;
+        held.unlock().await.unwrap();
+        for (number, want) in wants.into_iter().enumerate() {
+            let got = soon(want).await.unwrap();
+            assert_eq!(got.is_ok(), number % 4 < 2, "{number}: {got:?}");
+            assert!(got.is_ok() || is_held(&got), "{number}: {got:?}");
+        }
+        assert_eq!(*served.borrow(), [0, 1, 4, 5, 8, 9, 12, 13]);
+        assert_nothing_left(&store, &other).await;
+    });
+}
+
+#[test]
+fn locks_share_a_grant_which_ends_when_nobody_uses_it() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        let guards = join_all((0..50).map(|number| store.lock_with(format!("k/{number}"), wish()))).await;
+        assert!(guards.iter().all(Result::is_ok));
+        let longer = store.lock_with("longer", LockOptions { ttl: seconds(30), ..wish() }).await.unwrap();
+        assert_eq!(script.locks.grant.called(), 2);
+        sleep(seconds(60)).await;
+        assert_eq!(script.locks.revoke.called(), 0);
+        drop((guards, longer));
+        sleep(seconds(60)).await;
+        assert_eq!(script.locks.revoke.called(), 2);
+        let renewed = script.locks.keep_alive.called();
+        sleep(seconds(60)).await;
+        assert_eq!(script.locks.keep_alive.called(), renewed, "nothing is kept alive");
+    });
+}
+
+#[test]
+fn a_task_is_not_let_wait_for_itself() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        let options = LockOptions { wait_for_own_task: false, ..wish() };
+        let guard = store.lock_with("k", options.clone()).await.unwrap();
+        assert!(is_held(&soon(store.lock_with("k", options.clone())).await));
+        let elsewhere = want(&store, options.clone());
+        settle().await;
+        guard.unlock().await.unwrap();
+        let guard = soon(elsewhere).await.unwrap().unwrap();
+        let waits = store.lock_with("k", options);
+        drop(guard);
+        soon(waits).await.unwrap().unlock().await.unwrap();
+    });
+}
+
+#[test]
+fn nothing_is_left_of_a_store_that_is_dropped() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let guard = lock(&store).await;
+        let foreign = other.lock_with("foreign", wish()).await.unwrap();
+        let mut waits = Box::pin(store.lock_with("foreign", wish()));
+        assert!((&mut waits).now_or_never().is_none());
+        sleep(seconds(1)).await;
+        assert_eq!(script.alive(), 1);
+        drop(waits);
+        drop(store);
+        soon(guard.lost()).await;
+        sleep(seconds(5)).await;
+        assert_eq!((script.alive(), keys(&other).await), (0, vec!["foreign".to_owned()]));
+        foreign.unlock().await.unwrap();
+    });
+}
