@@ -526,3 +526,23 @@ fn nothing_is_left_of_a_store_that_is_dropped() {
         foreign.unlock().await.unwrap();
     });
 }
+
+#[test]
+fn who_does_not_wait_is_answered_while_another_does() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let held = lock(&other).await;
+        let waits = want(&store, wish());
+        sleep(seconds(1)).await;
+        let begun = Instant::now();
+        let refused = store.lock_with("k", impatient()).await;
+        assert!(is_held(&refused), "{refused:?}");
+        assert!(begun.elapsed() < millis(100));
+        held.unlock().await.unwrap();
+        let guard = soon(waits).await.unwrap().unwrap();
+        assert!(is_held(&store.lock_with("k", impatient()).await));
+        guard.unlock().await.unwrap();
+        store.lock_with("k", impatient()).await.unwrap().unlock().await.unwrap();
+    });
+}
