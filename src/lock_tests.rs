@@ -546,3 +546,33 @@ fn who_does_not_wait_is_answered_while_another_does() {
         store.lock_with("k", impatient()).await.unwrap().unlock().await.unwrap();
     });
 }
+
+/// A value of which it can be told whether anybody remembers it.
+struct Value(Arc<[u8; 8]>);
+
+impl AsRef<[u8]> for Value {
+    fn as_ref(&self) -> &[u8] {
+        &*self.0
+    }
+}
+
+#[test]
+fn whoever_has_given_up_is_forgotten_while_others_hold_or_wait() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        for holder in [&store, &other] {
+            let held = lock(holder).await;
+            let patient = want(&store, wish());
+            let remembered = Arc::new([0_u8; 8]);
+            for _ in 0..1_000 {
+                let value = Bytes::from_owner(Value(remembered.clone()));
+                let hasty = LockOptions { value, timeout: Some(millis(10)), ..wish() };
+                assert!(is_held(&store.lock_with("k", hasty).await));
+            }
+            assert!(Arc::strong_count(&remembered) < 100, "{} are remembered", Arc::strong_count(&remembered));
+            held.unlock().await.unwrap();
+            soon(patient).await.unwrap().unwrap().unlock().await.unwrap();
+        }
+    });
+}

@@ -182,7 +182,7 @@ impl Lock {
         let holder = match self.state {
             State::Held(owner) | State::Suspended(owner) => owner,
             State::Waiting if !wish.waits() && self.is_in_line() => return refuse(wish, held_elsewhere(&self.key)),
-            State::Idle | State::Waiting | State::Lost | State::Released => return self.queue.push_back(wish),
+            State::Idle | State::Waiting | State::Lost | State::Released => return self.enqueue(wish),
         };
         if !wish.waits() {
             return refuse(wish, held_here(&self.key));
@@ -190,6 +190,16 @@ impl Lock {
         if holder.is_some() && holder == wish.owner && !wish.options.wait_for_own_task {
             let reason = "by this very task, which would wait for itself (see `LockOptions::wait_for_own_task`)";
             return refuse(wish, Error::lock_held(&self.key, reason));
+        }
+        self.enqueue(wish);
+    }
+
+    /// Before the queue grows those who gave up are forgotten: it may be long before it is somebody's turn.
+    fn enqueue(&mut self, wish: Wish) {
+        if self.queue.len() == self.queue.capacity() {
+            self.queue.retain(|wish| !wish.reply.is_closed());
+            // Not again before it has doubled.
+            self.queue.reserve(self.queue.len() + 1);
         }
         self.queue.push_back(wish);
     }
