@@ -576,3 +576,40 @@ fn whoever_has_given_up_is_forgotten_while_others_hold_or_wait() {
         }
     });
 }
+
+#[test]
+fn doubts_that_came_before_the_lock_are_told() {
+    paused(async {
+        let script = Script::new();
+        let store = open_with(&script, seconds(60)).await;
+        script.locks.contend.then([Wait]);
+        script.locks.keep_alive.always(|| Hang);
+        let wanted = want(&store, wish());
+        sleep(seconds(6)).await;
+        script.gate.add_permits(1);
+        let guard = soon(wanted).await.unwrap().unwrap();
+        settle().await;
+        assert!(guard.is_held());
+        assert_eq!(guard.events().next().await, Some(LockEvent::Suspended));
+    });
+}
+
+#[test]
+fn a_lock_that_came_with_a_grant_that_is_over_is_handed_to_nobody() {
+    paused(async {
+        let script = Script::new();
+        let store = open_with(&script, seconds(60)).await;
+        script.locks.contend.then([Late]);
+        script.begin_watches((0..100).map(|_| Hang));
+        let (first, second) = (want(&store, wish()), want(&store, wish()));
+        script.locks.keep_alive.then([Fail(grant_is_over())]);
+        sleep(seconds(4)).await;
+        script.gate.add_permits(1);
+        for wanted in [first, second] {
+            let guard = soon(wanted).await.unwrap().unwrap();
+            assert!(guard.is_held());
+            guard.unlock().await.unwrap();
+        }
+        assert_eq!(script.locks.grant.called(), 2);
+    });
+}

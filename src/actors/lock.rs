@@ -204,11 +204,6 @@ impl Lock {
         self.queue.push_back(wish);
     }
 
-    /// Whether what the contender hangs on still stands.
-    fn is_granted(&self) -> bool {
-        self.contender.as_ref().is_some_and(|contender| contender.kept.tenure.is_live())
-    }
-
     /// Whether the server has said that another holds the lock.
     fn is_in_line(&self) -> bool {
         self.contender.as_ref().is_some_and(|contender| matches!(contender.progress, Progress::Placed(_)))
@@ -232,8 +227,8 @@ impl Lock {
                 }
             };
             match self.ask(&session).await? {
-                // One that was got too late to be told of: the grant is over, and the contender goes with it.
-                Ok(Standing::Held(place)) if !self.is_granted() => self.placed(place),
+                // What it hangs on has ended meanwhile: that is nothing to hand to anybody.
+                Ok(Standing::Held(place)) if !self.is_live() => self.placed(place),
                 Ok(Standing::Held(place)) => {
                     let Some(wish) = self.queue.pop_front() else { return Ok(None) };
                     self.placed(place.clone());
@@ -303,6 +298,11 @@ impl Lock {
         Ok(answer)
     }
 
+    /// Whether the contender's deadline is ahead.
+    fn is_live(&self) -> bool {
+        self.contender.as_ref().is_some_and(|contender| contender.kept.tenure.is_live())
+    }
+
     fn placed(&mut self, place: Place) {
         if let Some(contender) = &mut self.contender {
             contender.progress = Progress::Placed(place);
@@ -370,7 +370,6 @@ impl Lock {
         let (bid, kept) = (contender.bid.clone(), contender.kept.clone());
         let hold = Arc::new(Hold::new(bid, place, kept.tenure.clone()));
         let (end, ended) = oneshot::channel();
-        self.enter(State::Held(wish.owner));
         // Who doesn't want it any more gives it back by dropping it.
         let _ = wish.reply.send(Ok(Acquired { hold: hold.clone(), end }));
         let ended = self.until_over(&hold, &kept, wish.owner, ended).await;
@@ -395,21 +394,9 @@ impl Lock {
         mut ended: oneshot::Receiver<Ending>,
     ) -> Result<End, Closed> {
         let mut tenure = kept.tenure.state();
-        // What it is now may be news already.
-        tenure.mark_changed();
         let mut gone = pin!(gone_at_server(self.errands.clone(), self.watchers.clone(), hold.clone()));
         loop {
-            let turn = async {
-                tokio::select! {
-                    biased;
-                    ending = &mut ended => Some(End::Released(ending.ok())),
-                    () = &mut gone => Some(End::Lost),
-                    _ = tenure.changed() => None,
-                }
-            };
-            if let Some(end) = self.attend(turn).await? {
-                return Ok(end);
-            }
+            // At first, what became of the grant before this was the holder.
             let state = *tenure.borrow_and_update();
             match state {
                 TenureState::Firm => {
@@ -421,6 +408,17 @@ impl Lock {
                     self.enter(State::Suspended(owner));
                 }
                 TenureState::Over => return Ok(End::Lost),
+            }
+            let turn = async {
+                tokio::select! {
+                    biased;
+                    ending = &mut ended => Some(End::Released(ending.ok())),
+                    () = &mut gone => Some(End::Lost),
+                    _ = tenure.changed() => None,
+                }
+            };
+            if let Some(end) = self.attend(turn).await? {
+                return Ok(end);
             }
         }
     }
