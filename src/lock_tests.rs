@@ -613,3 +613,39 @@ fn a_lock_that_came_with_a_grant_that_is_over_is_handed_to_nobody() {
         assert_eq!(script.locks.grant.called(), 2);
     });
 }
+
+#[test]
+fn giving_back_goes_on_as_long_as_the_server_may_have_the_lock() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let (guard, beside) = (lock(&store).await, store.lock_with("beside", wish()).await.unwrap());
+        script.locks.leave.always(|| Fail(unreachable()));
+        let unlocked = guard.unlock().await;
+        assert!(matches!(unlocked, Err(Error::Unreachable { .. })), "{unlocked:?}");
+        sleep(seconds(100)).await;
+        script.locks.leave.heal();
+        sleep(seconds(2)).await;
+        assert!(beside.is_held());
+        assert_eq!(keys(&other).await, ["beside"]);
+    });
+}
+
+#[test]
+fn giving_back_goes_on_through_an_outage() {
+    paused(async {
+        for faults in [
+            vec![Fail(unreachable()), Fail(unreachable()), Fail(unreachable())],
+            vec![LoseAnswer],
+            vec![Panic, LoseAnswer, Panic],
+            vec![Hang],
+        ] {
+            let script = Script::new();
+            let (store, other) = (open(&script).await, other(&script).await);
+            let guard = store.with_request_timeout(seconds(60)).lock_with("k", wish()).await.unwrap();
+            script.locks.leave.then(faults);
+            assert_eq!(guard.unlock().await.map_err(|error| error.to_string()), Ok(()));
+            assert_nothing_left(&store, &other).await;
+        }
+    });
+}

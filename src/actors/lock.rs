@@ -19,7 +19,7 @@ use crate::backoff::Pauses;
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::link::{Session, far_future};
-use crate::lock::{Ending, Hold, LockOptions, LockState, Owner, TenureState};
+use crate::lock::{Ending, Hold, LockOptions, LockState, Owner, Tenure, TenureState};
 use futures_util::StreamExt;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -58,6 +58,14 @@ pub(crate) struct Acquired {
 
 /// What is left of a lock at the server when its actor ends with the store.
 pub(super) type Left = (Bid, Progress);
+
+/// A contender that is being taken away. It doesn't hold on to its grant: where that takes too long, and nobody else uses the
+/// grant, the contender goes with it.
+struct Leaving {
+    bid: Bid,
+    progress: Progress,
+    tenure: Arc<Tenure>,
+}
 
 /// Where the lock's actor stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +112,7 @@ pub(super) struct Lock {
     queue: VecDeque<Wish>,
     state: State,
     contender: Option<Contender>,
+    leaving: Option<Leaving>,
 }
 
 impl Lock {
@@ -114,7 +123,8 @@ impl Lock {
         watchers: Watchers,
         inbox: mpsc::Receiver<Wish>,
     ) -> Self {
-        Lock { key, errands, grants, watchers, inbox, queue: VecDeque::new(), state: State::Idle, contender: None }
+        let (queue, state) = (VecDeque::new(), State::Idle);
+        Lock { key, errands, grants, watchers, inbox, queue, state, contender: None, leaving: None }
     }
 
     /// Serves all who want the lock, until nobody does. Returns what is left at the server if the store is closed meanwhile.
@@ -127,7 +137,8 @@ impl Lock {
                 }
             };
             self.queue.drain(..).for_each(|wish| refuse(wish, Error::Closed));
-            return self.contender.take().map(|contender| (contender.bid, contender.progress));
+            self.retire();
+            return self.leaving.map(|leaving| (leaving.bid, leaving.progress));
         }
     }
 
@@ -152,7 +163,7 @@ impl Lock {
             self.take_in(wish.ok_or(Closed)?);
         }
         self.enter(State::Waiting);
-        let Some((wish, place)) = self.contend().await? else { return self.leave().await };
+        let Some((wish, place)) = self.contend().await? else { return self.leave().await.map(drop) };
         self.hold(wish, place).await
     }
 
@@ -216,7 +227,8 @@ impl Lock {
             self.queue.retain(|wish| !wish.reply.is_closed());
             let Some(front) = self.queue.front() else { return Ok(None) };
             if self.contender.as_ref().is_some_and(|contender| !contender.serves(front)) {
-                self.leave().await?;
+                // Whether it was there doesn't matter.
+                let _ = self.leave().await?;
                 continue;
             }
             let session = match self.session().await? {
@@ -381,8 +393,11 @@ impl Lock {
             }
         };
         match end {
-            End::Lost => self.lost(&hold, &kept).await,
-            End::Released(ending) => self.released(&hold, ending).await,
+            End::Lost => self.lost(&hold, kept).await,
+            End::Released(ending) => {
+                drop(kept);
+                self.released(&hold, ending).await
+            }
         }
     }
 
@@ -425,17 +440,20 @@ impl Lock {
 
     /// The lock was lost. What may be left of the contender is taken away; whoever is next doesn't wait for that where a new
     /// grant is needed anyway.
-    async fn lost(&mut self, hold: &Hold, kept: &Kept) -> Result<(), Closed> {
+    async fn lost(&mut self, hold: &Hold, kept: Rc<Kept>) -> Result<(), Closed> {
         hold.set(LockState::Lost);
         warn!(key = %self.key, token = hold.place.token, "a lock is lost");
         self.enter(State::Lost);
         kept.doubt();
-        if kept.tenure.is_live() {
-            return self.leave().await;
+        let is_live = kept.tenure.is_live();
+        drop(kept);
+        if is_live {
+            return self.leave().await.map(drop);
         }
-        if let Some(contender) = self.contender.take() {
+        self.retire();
+        if let Some(leaving) = self.leaving.take() {
             let errands = self.errands.clone();
-            spawn_local(async move { leave(&errands, &contender).await });
+            spawn_local(async move { leave(&errands, &leaving).await });
         }
         Ok(())
     }
@@ -443,32 +461,34 @@ impl Lock {
     async fn released(&mut self, hold: &Hold, ending: Option<Ending>) -> Result<(), Closed> {
         hold.set(LockState::Released);
         self.enter(State::Released);
-        let Some(contender) = self.contender.take() else { return Ok(()) };
-        let errands = self.errands.clone();
-        let left = self.attend(async { leave(&errands, &contender).await }).await;
-        let Ok(left) = left else {
-            self.contender = Some(contender);
-            ending.into_iter().for_each(|ending| drop(ending.send(Err(Error::Closed))));
-            return Err(Closed);
-        };
-        let answer = match left {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(Error::LockLost { .. } | Error::Timeout { .. }) => Err(Error::lock_lost(&self.key)),
-            Err(error) => Err(error),
+        let left = self.leave().await;
+        let answer = match &left {
+            Err(Closed) => Err(Error::Closed),
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false) | Err(Error::LockLost { .. } | Error::Timeout { .. })) => Err(Error::lock_lost(&self.key)),
+            Ok(Err(error)) => Err(error.clone()),
         };
         ending.into_iter().for_each(|ending| drop(ending.send(answer.clone())));
-        Ok(())
+        left.map(drop)
     }
 
-    /// Takes the contender away, if there is one.
-    async fn leave(&mut self) -> Result<(), Closed> {
-        let Some(contender) = self.contender.take() else { return Ok(()) };
-        let errands = self.errands.clone();
-        let left = self.attend(async { leave(&errands, &contender).await }).await;
-        if left.is_err() {
-            self.contender = Some(contender);
+    /// The contender, if there is one, is of no more use.
+    fn retire(&mut self) {
+        if let Some(Contender { bid, progress, kept, .. }) = self.contender.take() {
+            self.leaving = Some(Leaving { bid, progress, tenure: kept.tenure.clone() });
         }
-        left.map(drop)
+    }
+
+    /// Takes the contender away, if there is one. Returns whether it was there, as far as that is known.
+    async fn leave(&mut self) -> Result<Result<bool>, Closed> {
+        self.retire();
+        let Some(leaving) = self.leaving.take() else { return Ok(Ok(false)) };
+        let errands = self.errands.clone();
+        let left = self.attend(async { leave(&errands, &leaving).await }).await;
+        if left.is_err() {
+            self.leaving = Some(leaving);
+        }
+        left
     }
 }
 
@@ -522,19 +542,25 @@ async fn while_wanted<T>(wish: Option<&mut Wish>, work: impl Future<Output = T>)
 
 /// Takes a contender away: again and again, until the server has answered or has let it go by itself. Returns whether it was
 /// still there, as far as that is known.
-async fn leave(errands: &Errands, contender: &Contender) -> Result<bool> {
-    if contender.progress == Progress::New {
+async fn leave(errands: &Errands, Leaving { bid, progress, tenure }: &Leaving) -> Result<bool> {
+    if *progress == Progress::New {
         return Ok(true);
     }
     let doubtful = std::cell::Cell::new(false);
     let step = async |session: &Session| {
         // Once an answer was lost, what is gone may have gone by us.
         let doubted = doubtful.replace(true);
-        let left = locking(&*session.backend)?.leave(&contender.bid, &contender.progress).await?;
+        let left = locking(&*session.backend)?.leave(bid, progress).await?;
         Ok(left || doubted)
     };
-    let left = errands.until_answered(contender.bid.grant.outlives_process_by + errands.timeout(), step).await;
-    debug!(key = %contender.bid.key, ?left, "a contender was taken away");
+    let left = loop {
+        let left = errands.until_answered(bid.grant.outlives_process_by + errands.timeout(), &step).await;
+        // A grant that is kept alive for other locks keeps this contender too.
+        if !matches!(left, Err(Error::Timeout { .. })) || !tenure.is_live() {
+            break left;
+        }
+    };
+    debug!(key = %bid.key, ?left, "a contender was taken away");
     left
 }
 
