@@ -649,3 +649,30 @@ fn giving_back_goes_on_through_an_outage() {
         }
     });
 }
+
+#[test]
+fn closing_gives_all_back_whatever_the_driver_does() {
+    paused(async {
+        for fault in [|| Fine, || Panic, || Fail(unreachable()), || LoseAnswer, || Hang] {
+            let script = Script::new();
+            let (store, other) = (open(&script).await, other(&script).await);
+            let held = join_all((0..3).map(|number| store.lock_with(format!("held/{number}"), wish()))).await;
+            let foreign = lock(&other).await;
+            let waits = want(&store, wish());
+            settle().await;
+            script.locks.leave.then([fault()]);
+            store.close().await.unwrap();
+            assert!(is_closed(&soon(waits).await.unwrap()));
+            assert_eq!(keys(&other).await, ["k"]);
+            for guard in held {
+                let guard = guard.unwrap();
+                assert!(!guard.is_held());
+                assert!(is_closed(&guard.unlock().await));
+            }
+            foreign.unlock().await.unwrap();
+            drop(store);
+            settle().await;
+            assert_eq!(script.alive(), 0, "the driver is gone");
+        }
+    });
+}

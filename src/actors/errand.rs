@@ -71,6 +71,13 @@ impl Errands {
         Err(error)
     }
 
+    /// One attempt when the store is closed and there is no link to report to: safe from panics, so that one step's doesn't keep
+    /// others from being taken. The caller bounds its time.
+    pub(crate) async fn last<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
+        let answer = AssertUnwindSafe(step).catch_unwind().await;
+        answer.unwrap_or_else(|panic| Err(Error::backend(format!("the driver panicked: {}", panic_text(&*panic)))))
+    }
+
     /// Repeats a step that does no harm when it is done twice, until the server has answered or `patience` is over.
     pub(crate) async fn until_answered<T>(
         &self,

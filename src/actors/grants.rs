@@ -7,6 +7,7 @@ use crate::clock::{Moment, now};
 use crate::error::{Error, Result};
 use crate::link::Session;
 use crate::lock::Tenure;
+use futures_util::future::join_all;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::pin::pin;
@@ -193,12 +194,13 @@ impl Grants {
     /// Ends all grants with the store; what hangs on them was taken away before.
     pub(super) async fn close(&self, session: &Session) {
         let places = std::mem::take(&mut *self.0.kept.borrow_mut());
-        for place in places.into_values() {
-            let Some(kept) = place.lock().await.take() else { continue };
+        let ends = places.into_values().map(|place| async move {
+            let Some(kept) = place.lock().await.take() else { return };
             kept.tenure.end();
-            let revoked = async { locking(&*session.backend)?.revoke(&kept.grant).await };
-            let revoked = timeout(self.0.errands.timeout(), revoked).await;
+            let revoke = async { locking(&*session.backend)?.revoke(&kept.grant).await };
+            let revoked = self.0.errands.last(revoke).await;
             debug!(id = kept.grant.id, ?revoked, "a grant for locks was ended with the store");
-        }
+        });
+        join_all(ends).await;
     }
 }
