@@ -676,3 +676,36 @@ fn closing_gives_all_back_whatever_the_driver_does() {
         }
     });
 }
+
+#[test]
+fn the_deadline_counts_from_the_sending() {
+    paused(async {
+        let script = Script::new();
+        let store = open_with(&script, seconds(60)).await;
+        script.locks.grant.then([Wait]);
+        script.locks.keep_alive.then([Wait]);
+        let wanted = want(&store, wish());
+        sleep(seconds(5)).await;
+        script.gate.add_permits(1);
+        let guard = soon(wanted).await.unwrap().unwrap();
+        assert!(guard.remaining() <= HELD_FOR - seconds(5) + millis(2), "{:?}", guard.remaining());
+        script.gate.add_permits(1);
+        sleep(millis(10)).await;
+        assert!(guard.remaining() > HELD_FOR - seconds(1), "it was due to be renewed, and was at once");
+    });
+}
+
+#[test]
+fn a_grant_is_at_hand_for_a_while_after_its_last_use() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        for _ in 0..5 {
+            let guard = lock(&store).await;
+            sleep(seconds(20)).await;
+            guard.unlock().await.unwrap();
+            sleep(seconds(2)).await;
+        }
+        assert_eq!(script.locks.grant.called(), 1);
+    });
+}

@@ -19,7 +19,7 @@ use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
-/// A grant is renewed when this part of its time is over, so that two renewals may fail.
+/// A grant is renewed when this part of its time is over since the last renewal was sent, so that two renewals may fail.
 const RENEWALS: u32 = 3;
 /// An answer that takes longer than this part of the grant's time is told to the holders as a doubt.
 const SILENCE: u32 = 6;
@@ -90,10 +90,9 @@ impl Grants {
 
     /// The life of one grant.
     async fn look_after(self, kept: Rc<Kept>, ttl: Duration) {
-        let mut next = Instant::now() + kept.grant.ttl / RENEWALS;
-        let mut pauses = None;
+        let (mut again, mut pauses) = (None, None);
         loop {
-            match self.turn(&kept, next).await {
+            match self.turn(&kept, again).await {
                 Turn::Over => {
                     break warn!(id = kept.grant.id, "a grant for locks is over, and all that are held with it");
                 }
@@ -102,17 +101,14 @@ impl Grants {
                 Turn::Renew => {}
             }
             match self.renew(&kept).await {
-                Ok(()) => {
-                    next = Instant::now() + kept.grant.ttl / RENEWALS;
-                    pauses = None;
-                }
+                Ok(()) => (again, pauses) = (None, None),
                 Err(Error::Closed) => return,
                 Err(Error::LockLost { .. }) => break,
                 Err(error) => {
                     debug!(id = kept.grant.id, %error, "a grant for locks was not renewed");
                     kept.tenure.doubt();
                     let pause = || Pauses::new(Duration::from_millis(20), kept.grant.ttl / 10);
-                    next = Instant::now() + pauses.get_or_insert_with(pause).next();
+                    again = Some(Instant::now() + pauses.get_or_insert_with(pause).next());
                 }
             }
         }
@@ -121,8 +117,8 @@ impl Grants {
         self.revoke(&kept.grant).await;
     }
 
-    /// Waits until there is something to do about a grant.
-    async fn turn(&self, kept: &Rc<Kept>, next: Instant) -> Turn {
+    /// Waits until there is something to do about a grant; `again` is when to try once more where a renewal failed.
+    async fn turn(&self, kept: &Rc<Kept>, again: Option<Instant>) -> Turn {
         loop {
             let remaining = kept.tenure.remaining();
             if remaining.is_zero() {
@@ -131,7 +127,10 @@ impl Grants {
             if self.is_idle(kept) {
                 return Turn::Idle;
             }
-            let until_renewal = next.saturating_duration_since(Instant::now());
+            let until_renewal = match again {
+                Some(again) => again.saturating_duration_since(Instant::now()),
+                None => (kept.grant.ttl / RENEWALS).saturating_sub(kept.tenure.age()),
+            };
             if until_renewal.is_zero() {
                 return Turn::Renew;
             }
@@ -143,9 +142,12 @@ impl Grants {
         }
     }
 
-    /// Whether nobody but the list and the task has the grant, and nobody had for the time of a renewal.
+    /// Whether nobody but the list and the task has the grant, and nobody had for the time of a renewal, as far as was looked.
     fn is_idle(&self, kept: &Rc<Kept>) -> bool {
-        Rc::strong_count(kept) <= 2 && now().since(kept.used.get()) >= kept.grant.ttl / RENEWALS
+        if Rc::strong_count(kept) > 2 {
+            kept.used.set(now());
+        }
+        now().since(kept.used.get()) >= kept.grant.ttl / RENEWALS
     }
 
     /// One renewal. It is given up at the deadline, beyond which it is of no use.

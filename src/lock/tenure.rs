@@ -53,6 +53,11 @@ impl Tenure {
         Moment::from_nanos(self.deadline.load(Ordering::Acquire)).since(now())
     }
 
+    /// The time since the sending of the last renewal that succeeded, up to the deadline.
+    pub(crate) fn age(&self) -> Duration {
+        trusted(self.ttl).saturating_sub(self.remaining())
+    }
+
     /// A renewal that was sent at this moment succeeded. Returns whether the tenure goes on.
     pub(crate) fn renewed(&self, sent: Moment) -> bool {
         let later = deadline(sent, self.ttl).nanos();
@@ -93,7 +98,12 @@ impl Tenure {
 }
 
 fn deadline(sent: Moment, ttl: Duration) -> Moment {
-    sent.plus((ttl / 10 * TRUSTED_TENTHS).saturating_sub(MARGIN))
+    sent.plus(trusted(ttl))
+}
+
+/// For how long after a renewal's sending its grant is counted on.
+fn trusted(ttl: Duration) -> Duration {
+    (ttl / 10 * TRUSTED_TENTHS).saturating_sub(MARGIN)
 }
 
 #[cfg(test)]
@@ -108,7 +118,7 @@ mod tests {
         let sent = now();
         advance(Duration::from_secs(3)).await;
         let tenure = Tenure::new(sent, TTL);
-        assert_eq!(tenure.remaining(), Duration::from_millis(5_900));
+        assert_eq!((tenure.remaining(), tenure.age()), (Duration::from_millis(5_900), Duration::from_secs(3)));
         advance(Duration::from_millis(5_899)).await;
         assert!(tenure.is_live());
         advance(Duration::from_millis(1)).await;
