@@ -709,3 +709,21 @@ fn a_grant_is_at_hand_for_a_while_after_its_last_use() {
         assert_eq!(script.locks.grant.called(), 1);
     });
 }
+
+#[test]
+fn the_value_is_that_of_whoever_holds_the_lock() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        script.locks.contend.then([LoseAnswer]);
+        let first = want(&store, LockOptions { value: "first".into(), ..wish() });
+        let second = want(&store, LockOptions { value: "second".into(), ..wish() });
+        while script.locks.contend.called() == 0 {
+            yield_now().await;
+        }
+        first.abort();
+        let guard = soon(second).await.unwrap().unwrap();
+        assert!(guard.is_held());
+        assert_eq!(store.get("k").await.unwrap().value, "second");
+    });
+}

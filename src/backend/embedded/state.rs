@@ -285,16 +285,20 @@ impl State {
             return Err(Refused::Lost);
         }
         let next = self.revision + 1;
-        match self.get(path, now).map(|entry| entry.lock) {
-            None => {
-                let lock = Some(Mark { grant, token: next });
-                let entry = Entry { lock, ..Entry::new(value.clone(), next, None) };
-                one(path, Some(entry), next, Done::At(next))
+        let Some(entry) = self.get(path, now) else {
+            let lock = Some(Mark { grant, token: next });
+            let entry = Entry { lock, ..Entry::new(value.clone(), next, None) };
+            return one(path, Some(entry), next, Done::At(next));
+        };
+        match entry.lock {
+            // An answer of ours was lost. The value may be another by now.
+            Some(mark) if mark.grant == grant && entry.value == *value => Ok((Vec::new(), Done::At(mark.token))),
+            Some(mark) if mark.grant == grant => {
+                let entry = Entry { value: value.clone(), revision: next, ..entry.clone() };
+                one(path, Some(entry), next, Done::At(mark.token))
             }
-            // An answer of ours was lost.
-            Some(Some(mark)) if mark.grant == grant => Ok((Vec::new(), Done::At(mark.token))),
-            Some(Some(_)) => Err(Refused::Taken),
-            Some(None) => Err(Refused::Exists),
+            Some(_) => Err(Refused::Taken),
+            None => Err(Refused::Exists),
         }
     }
 
