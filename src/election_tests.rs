@@ -101,3 +101,18 @@ fn closing_takes_registrations_along() {
         assert_eq!(script.alive(), 0);
     });
 }
+
+#[test]
+fn a_registration_whose_key_can_not_be_watched_ends_all_the_same() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        script.begin_watches((0..1_000).map(|_| Fail(Error::unsupported("as the script says"))));
+        let registration = registered(&store).await;
+        sleep(seconds(5)).await;
+        assert_eq!(keys(&other).await, ["r"]);
+        assert_eq!(registration.unregister().await.map_err(|error| error.to_string()), Ok(()));
+        assert!(keys(&other).await.is_empty());
+        until(&store, |status| status.registrations == 0).await;
+    });
+}

@@ -64,7 +64,12 @@ impl Registrar {
 
     /// Keeps the key, written in `version`, until the registration is ended.
     pub(crate) async fn run(self, mut version: Version, mut end: oneshot::Receiver<Ending>) {
-        let Some(mut events) = self.watch().await else { return self.tell(RegistrationEvent::Closed) };
+        let events = tokio::select! {
+            biased;
+            ending = &mut end => return self.unregister(version, ending.ok()).await,
+            events = self.watch() => events,
+        };
+        let Some(mut events) = events else { return self.tell(RegistrationEvent::Closed) };
         let mut fate = Fate::Ours;
         loop {
             let event = tokio::select! {
