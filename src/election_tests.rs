@@ -116,3 +116,27 @@ fn a_registration_whose_key_can_not_be_watched_ends_all_the_same() {
         until(&store, |status| status.registrations == 0).await;
     });
 }
+
+#[test]
+fn a_key_put_back_with_its_answer_lost_is_known_as_ones_own() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let registration = registered(&store).await;
+        sleep(seconds(1)).await;
+        // Not the look at the key but the write behind it.
+        script.calls([crate::flaky::Fault::None, LoseAnswer]);
+        other.delete("r").await.unwrap();
+        let begun = Instant::now();
+        while !registration.is_registered() || begun.elapsed() < seconds(1) {
+            assert!(begun.elapsed() < seconds(5), "it is taken for somebody else's");
+            sleep(seconds(1)).await;
+        }
+        for _ in 0..40 {
+            assert_eq!(keys(&other).await, ["r"]);
+            sleep(seconds(1)).await;
+        }
+        registration.unregister().await.unwrap();
+        assert!(keys(&other).await.is_empty());
+    });
+}

@@ -127,18 +127,20 @@ impl Registrar {
     /// Looks at the key after a change that wasn't ours, which may be older than ours, and puts it back if it is gone. None where
     /// the store was closed.
     async fn settle(&self, version: Version) -> Option<(Fate, Version)> {
-        let mut pauses = pauses();
+        let (mut pauses, mut doubtful) = (pauses(), false);
         loop {
-            let error = match self.look(version).await {
+            let error = match self.look(version, doubtful).await {
                 Ok(Fate::Gone) => {
                     self.tell(RegistrationEvent::Suspended);
-                    // A write whose answer was lost is made again: what counts is that the key is there.
                     match self.register().await {
                         Ok(version) => {
                             info!(key = %self.key, "a registered key was put back");
                             return Some((Fate::Ours, version));
                         }
-                        Err(error) => error,
+                        Err(error) => {
+                            doubtful |= error.is_indeterminate();
+                            error
+                        }
                     }
                 }
                 Ok(fate) => return Some((fate, version)),
@@ -152,9 +154,12 @@ impl Registrar {
         }
     }
 
-    async fn look(&self, version: Version) -> Result<Fate> {
+    /// How the key is doing. Our own value in it, once the answer to a write was lost, is taken for that write's, which nobody keeps
+    /// alive: it is as good as gone, and is written again.
+    async fn look(&self, version: Version, doubtful: bool) -> Result<Fate> {
         match self.calls.serve(Get { key: self.key.clone(), consistency: Consistency::Linearizable }).await {
             Ok(pair) if pair.version == version => Ok(Fate::Ours),
+            Ok(pair) if doubtful && pair.value == self.value => Ok(Fate::Gone),
             Ok(_) => Ok(Fate::Theirs),
             Err(Error::KeyNotFound { .. }) => Ok(Fate::Gone),
             Err(error) => Err(error),
