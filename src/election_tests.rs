@@ -140,3 +140,28 @@ fn a_key_put_back_with_its_answer_lost_is_known_as_ones_own() {
         assert!(keys(&other).await.is_empty());
     });
 }
+
+#[test]
+fn a_candidate_stands_again() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let leadership = store.campaign_with("k", "us", standing_again()).await.unwrap();
+        let first = leadership.term().unwrap();
+        let mut events = leadership.events();
+        assert_eq!(soon(events.next()).await, Some(LeadershipEvent::Elected(first)));
+        leadership.publish("us too").await.unwrap();
+        script.locks.contend.then([Fail(unreachable())]);
+        script.locks.keep_alive.then([Fail(Error::lock_lost("the grant"))]);
+        soon(leadership.demoted()).await;
+        assert_eq!(soon(events.next()).await, Some(LeadershipEvent::Demoted));
+        let Some(LeadershipEvent::Elected(second)) = soon(events.next()).await else { panic!("not elected again") };
+        assert!(second > first && leadership.term() == Some(second));
+        assert_eq!(other.get("k").await.unwrap().value, "us too");
+        leadership.resign().await.unwrap();
+        assert_eq!(soon(events.next()).await, Some(LeadershipEvent::Demoted));
+        assert_eq!(soon(events.next()).await, None);
+        until(&store, |status| status.locks == 0).await;
+        assert!(keys(&other).await.is_empty());
+    });
+}

@@ -145,10 +145,10 @@ impl Leadership {
         }
     }
 
-    /// What becomes of the candidacy: how it is doing now, and each change. Changes that come faster than they are taken are merged.
-    /// Ends when the candidate will not lead again.
+    /// What becomes of the candidacy: how it is doing now, and each change. Changes that come faster than they are taken are merged,
+    /// but between two terms there always is a [`Demoted`](LeadershipEvent::Demoted). Ends when the candidate will not lead again.
     pub fn events(&self) -> LeadershipEvents {
-        LeadershipEvents { states: WatchStream::new(self.candidacy.clone()), demoted: false, over: false }
+        LeadershipEvents { states: WatchStream::new(self.candidacy.clone()), told: None, pending: None, over: false }
     }
 
     /// Writes `value` to `key` if this very term still lasts; as [`LockGuard::put`](crate::LockGuard::put).
@@ -237,8 +237,10 @@ impl fmt::Debug for Leadership {
 /// The events of a candidacy, from [`Leadership::events`].
 pub struct LeadershipEvents {
     states: WatchStream<Candidacy>,
-    /// The last event was [`Demoted`](LeadershipEvent::Demoted).
-    demoted: bool,
+    /// The term that the last event, if there was any, was about; none after [`Demoted`](LeadershipEvent::Demoted).
+    told: Option<Option<u64>>,
+    /// What follows the last event at once.
+    pending: Option<LeadershipEvent>,
     over: bool,
 }
 
@@ -253,21 +255,27 @@ impl Stream for LeadershipEvents {
     type Item = LeadershipEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<LeadershipEvent>> {
+        if let Some(event) = self.pending.take() {
+            return Poll::Ready(Some(event));
+        }
         while !self.over {
             let state = ready!(self.states.poll_next_unpin(context)).unwrap_or(Candidacy::Over);
-            let event = match state {
-                Candidacy::Leads { hold, suspended: false } => LeadershipEvent::Elected(hold.place.token),
-                Candidacy::Leads { suspended: true, .. } => LeadershipEvent::Suspended,
-                Candidacy::Demoted => LeadershipEvent::Demoted,
-                Candidacy::Over => {
-                    self.over = true;
-                    LeadershipEvent::Demoted
+            self.over = matches!(state, Candidacy::Over);
+            let (term, event) = match state {
+                Candidacy::Leads { hold, suspended } => {
+                    let term = hold.place.token;
+                    let event = if suspended { LeadershipEvent::Suspended } else { LeadershipEvent::Elected(term) };
+                    (Some(term), event)
                 }
+                Candidacy::Demoted | Candidacy::Over => (None, LeadershipEvent::Demoted),
             };
-            let told = self.demoted && event == LeadershipEvent::Demoted;
-            self.demoted = event == LeadershipEvent::Demoted;
-            if !told {
-                return Poll::Ready(Some(event));
+            match (self.told.replace(term), term) {
+                (Some(None), None) => {}
+                (Some(Some(before)), Some(now)) if before != now => {
+                    self.pending = Some(event);
+                    return Poll::Ready(Some(LeadershipEvent::Demoted));
+                }
+                _ => return Poll::Ready(Some(event)),
             }
         }
         Poll::Ready(None)
