@@ -25,8 +25,17 @@ impl Moment {
     }
 
     pub(crate) fn plus(self, time: Duration) -> Self {
-        Moment(self.0.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+        Moment(self.0.saturating_add(nanos(time)))
     }
+
+    #[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
+    fn minus(self, time: Duration) -> Self {
+        Moment(self.0.saturating_sub(nanos(time)))
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The present.
@@ -42,12 +51,20 @@ pub(crate) fn now() -> Moment {
 /// The crate's own unit tests have tokio's clock, which they can stop and move.
 #[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
 pub(crate) fn now() -> Moment {
+    moment(tokio::time::Instant::now())
+}
+
+/// Somewhere in the middle of time: a clock that was stopped, in a test, may be behind the one that was looked at first.
+#[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
+fn moment(at: tokio::time::Instant) -> Moment {
     use std::sync::LazyLock;
     use tokio::time::Instant;
+    const MIDDLE: Moment = Moment(u64::MAX / 2);
     static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
-    // Not the very first moment, which stands for the past.
-    let since_first = Instant::now().saturating_duration_since(*FIRST);
-    Moment::PAST.plus(since_first + Duration::from_secs(1))
+    match at.checked_duration_since(*FIRST) {
+        Some(after) => MIDDLE.plus(after),
+        None => MIDDLE.minus(FIRST.saturating_duration_since(at)),
+    }
 }
 
 #[cfg(test)]
@@ -60,5 +77,13 @@ mod tests {
         assert_eq!(last.plus(Duration::MAX), last);
         assert_eq!(Moment::PAST.since(last), Duration::ZERO);
         assert!(now() > Moment::PAST);
+    }
+
+    #[test]
+    fn a_clock_behind_the_first_one_goes_on_too() {
+        let first = now();
+        let behind = tokio::time::Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        assert!(moment(behind) < first);
+        assert_eq!(moment(behind + Duration::from_millis(1)).since(moment(behind)), Duration::from_millis(1));
     }
 }
