@@ -176,13 +176,18 @@ impl Grants {
         }
     }
 
+    /// Takes a grant off the list, and its place where nobody is about to use that: there may be any number of TTLs in time.
     fn forget(&self, kept: &Rc<Kept>, ttl: Duration) {
-        let place = self.0.kept.borrow().get(&ttl).cloned();
-        let Some(place) = place else { return };
+        let mut places = self.0.kept.borrow_mut();
+        let Some(place) = places.get(&ttl) else { return };
         // Whoever has the place just now is opening the next one.
-        if let Ok(mut place) = place.try_lock() {
-            place.take_if(|other| Rc::ptr_eq(other, kept));
-        };
+        let Ok(mut open) = place.try_lock() else { return };
+        open.take_if(|other| Rc::ptr_eq(other, kept));
+        let is_free = open.is_none() && Rc::strong_count(place) == 1;
+        drop(open);
+        if is_free {
+            places.remove(&ttl);
+        }
     }
 
     /// Ends a grant at the server, until which it may stand in others' way.
@@ -204,5 +209,33 @@ impl Grants {
             debug!(id = kept.grant.id, ?revoked, "a grant for locks was ended with the store");
         });
         join_all(ends).await;
+    }
+}
+
+#[cfg(all(test, feature = "memory"))]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::flaky::Script;
+    use crate::link::{Link, link};
+    use tokio::task::LocalSet;
+
+    #[tokio::test(start_paused = true)]
+    async fn grants_that_are_over_are_forgotten() {
+        let test = async {
+            let backend = crate::backend::Connector::connect(&Script::new().connector(1), 0).await.unwrap();
+            let session = Session { backend, number: 1 };
+            let (sender, view, _reports) = link();
+            sender.send_replace(Link::Up(session.clone()));
+            let grants = Grants::new(Errands::new(view, Duration::from_secs(1)));
+            for seconds in 10..20 {
+                let kept = grants.get(Duration::from_secs(seconds), &session).await.unwrap();
+                assert!(kept.tenure.is_live());
+            }
+            assert_eq!(grants.0.kept.borrow().len(), 10);
+            sleep(Duration::from_secs(20)).await;
+            assert_eq!(grants.0.kept.borrow().len(), 0);
+        };
+        LocalSet::new().run_until(test).await;
     }
 }
