@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use crate::election::{CampaignOptions, LeadershipEvent};
+use crate::election::{CampaignOptions, Leader, LeaderEvent, LeadershipEvent};
 use crate::error::Error;
-use crate::flaky::Fault::{Fail, LoseAnswer};
+use crate::flaky::Fault::{Fail, Hang, LoseAnswer, None as Fine};
 use crate::flaky::{Script, unreachable};
 use crate::lock_tests::{TTL, keys, lose_session, open, other, paused, seconds, soon, until};
 use crate::registration::{RegistrationEvent, RegistrationEvents};
@@ -125,7 +125,7 @@ fn a_key_put_back_with_its_answer_lost_is_known_as_ones_own() {
         let registration = registered(&store).await;
         sleep(seconds(1)).await;
         // Not the look at the key but the write behind it.
-        script.calls([crate::flaky::Fault::None, LoseAnswer]);
+        script.calls([Fine, LoseAnswer]);
         other.delete("r").await.unwrap();
         let begun = Instant::now();
         while !registration.is_registered() || begun.elapsed() < seconds(1) {
@@ -163,5 +163,30 @@ fn a_candidate_stands_again() {
         assert_eq!(soon(events.next()).await, None);
         until(&store, |status| status.locks == 0).await;
         assert!(keys(&other).await.is_empty());
+    });
+}
+
+#[test]
+fn an_observer_hears_of_an_outage_while_it_looks_who_leads() {
+    paused(async {
+        let script = Script::new();
+        let (store, other) = (open(&script).await, other(&script).await);
+        let mut leaders = store.observe_leader("k").await.unwrap();
+        assert_eq!(soon(leaders.next()).await, Some(LeaderEvent::Vacant));
+        script.calls([Hang]);
+        script.recovers([Fail(unreachable())]);
+        let _ = script.connects((0..100_000).map(|_| Fail(unreachable())));
+        let leadership = other.campaign("k", "them").await.unwrap();
+        let told = tokio::time::timeout(seconds(60), leaders.next()).await;
+        assert_eq!(told, Ok(Some(LeaderEvent::Suspended)));
+        script.connects.lock().unwrap().clear();
+        let leader = Leader { value: "them".into(), term: leadership.term().unwrap() };
+        assert_eq!(soon(leaders.next()).await, Some(LeaderEvent::Elected(leader)));
+        assert_eq!(soon(leaders.next()).await, Some(LeaderEvent::Resumed));
+        leadership.resign().await.unwrap();
+        assert_eq!(soon(leaders.next()).await, Some(LeaderEvent::Vacant));
+        store.close().await.unwrap();
+        assert_eq!(soon(leaders.next()).await, Some(LeaderEvent::Closed));
+        assert_eq!(soon(leaders.next()).await, None);
     });
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use std::collections::VecDeque;
 use std::fmt;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::sleep;
@@ -54,7 +54,8 @@ impl LeaderStream {
     /// The leaders of a key, as whoever writes to the key makes one look.
     pub(crate) fn new(key: Key, changes: WatchStream, connection: Addr<Connection>, timeout: Duration) -> Self {
         let (pending, told) = (VecDeque::new(), None);
-        let observer = Observer { key, changes, connection, timeout, pending, told };
+        let (is_stale, is_suspended) = (false, false);
+        let observer = Observer { key, changes, connection, timeout, pending, told, is_stale, is_suspended };
         let events = stream::unfold(observer, async |mut observer| Some((observer.next().await?, observer)));
         LeaderStream { events: events.boxed() }
     }
@@ -91,6 +92,10 @@ struct Observer {
     pending: VecDeque<LeaderEvent>,
     /// Who was said to lead last, if it was said.
     told: Option<Option<Leader>>,
+    /// Something changed that was not looked at.
+    is_stale: bool,
+    /// The link was said to be down, and not to be back.
+    is_suspended: bool,
 }
 
 impl Observer {
@@ -99,33 +104,67 @@ impl Observer {
             if let Some(event) = self.pending.pop_front() {
                 return Some(event);
             }
-            match self.changes.next().await? {
-                WatchEvent::Put(_) | WatchEvent::Delete { .. } => self.look().await,
-                WatchEvent::Suspended => self.pending.push_back(LeaderEvent::Suspended),
-                WatchEvent::Resumed => {
-                    self.look().await;
-                    self.pending.push_back(LeaderEvent::Resumed);
-                }
-                WatchEvent::Closed => self.pending.push_back(LeaderEvent::Closed),
+            if self.is_stale {
+                self.look().await;
+                continue;
             }
+            let change = self.changes.next().await?;
+            self.heed(&change);
         }
     }
 
-    /// Looks who leads, however long it takes, and tells if it is news.
+    fn heed(&mut self, change: &WatchEvent) {
+        match change {
+            WatchEvent::Put(_) | WatchEvent::Delete { .. } | WatchEvent::Resumed => self.is_stale = true,
+            WatchEvent::Suspended if self.is_suspended => {}
+            WatchEvent::Suspended => {
+                self.is_suspended = true;
+                self.pending.push_back(LeaderEvent::Suspended);
+            }
+            WatchEvent::Closed => self.pending.push_back(LeaderEvent::Closed),
+        }
+    }
+
+    /// Looks who leads, however long it takes, and tells if it is news. If the link goes down meanwhile that is told at once;
+    /// when it is back it is looked again.
     async fn look(&mut self) {
+        self.is_stale = false;
+        let mut look = pin!(leader(self.connection.clone(), self.timeout, self.key.clone()));
         let leader = loop {
-            match call(&self.connection, self.timeout, HolderOf { key: self.key.clone() }).await {
-                Ok(holder) => break holder.map(|Holder { value, token }| Leader { value, term: token }),
-                // The changes say so too.
-                Err(Error::Closed) => return,
-                Err(error) if error.is_retryable() => {}
-                Err(_) => sleep(REFUSED).await,
+            tokio::select! {
+                leader = &mut look => break leader,
+                Some(change) = self.changes.next() => {
+                    self.heed(&change);
+                    if matches!(change, WatchEvent::Suspended | WatchEvent::Closed) {
+                        return;
+                    }
+                }
             }
         };
-        if self.told.as_ref() == Some(&leader) {
-            return;
+        // The changes say so too when the store is closed.
+        let Some(leader) = leader else { return };
+        self.tell(leader);
+        if std::mem::take(&mut self.is_suspended) {
+            self.pending.push_back(LeaderEvent::Resumed);
         }
-        self.told = Some(leader.clone());
-        self.pending.push_back(leader.map_or(LeaderEvent::Vacant, LeaderEvent::Elected));
+    }
+
+    fn tell(&mut self, leader: Option<Leader>) {
+        if self.told.as_ref() != Some(&leader) {
+            self.told = Some(leader.clone());
+            self.pending.push_back(leader.map_or(LeaderEvent::Vacant, LeaderEvent::Elected));
+        }
+    }
+}
+
+/// Who leads, asked until there is an answer; none where the store is closed.
+async fn leader(connection: Addr<Connection>, timeout: Duration, key: Key) -> Option<Option<Leader>> {
+    loop {
+        match call(&connection, timeout, HolderOf { key: key.clone() }).await {
+            Ok(holder) => return Some(holder.map(|Holder { value, token }| Leader { value, term: token })),
+            Err(Error::Closed) => return None,
+            Err(error) if error.is_retryable() => {}
+            Err(_) => sleep(REFUSED).await,
+        }
     }
 }
