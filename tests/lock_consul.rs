@@ -7,7 +7,7 @@ mod common;
 
 use common::{Kind, Proxy, Server, Setup, http, namespace};
 use futures_util::future::{join_all, try_join_all};
-use kvactor::{Error, LockGuard, LockOptions, Operation, Result, Store};
+use kvactor::{Error, LeaderEvent, LockGuard, LockOptions, Operation, Result, Store};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -182,6 +182,31 @@ async fn ours_waits_for_consul_lock() {
     assert!(shown(server, &format!("{name}/job/.lock")).await.is_null());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn observers_see_who_leads_by_consul_lock() {
+    let Some(server) = common::consul().await else { return };
+    let name = namespace("observed");
+    let store = Store::connect(&server.url(&name)).await.unwrap();
+    let mut leaders = store.observe_leader("job/.lock").await.unwrap();
+    assert_eq!(due(leaders.next()).await, Some(LeaderEvent::Vacant));
+    let cli = Cli::start(server, &[], &format!("{name}/job"));
+    let Some(LeaderEvent::Elected(foreign)) = due(leaders.next()).await else { panic!("a leader is due") };
+    let waiting = wait_for(&store, "job/.lock");
+    cli.stop();
+    let guard = due(waiting).await.unwrap().unwrap();
+    // Between the two the key may be seen free.
+    let ours = loop {
+        match due(leaders.next()).await {
+            Some(LeaderEvent::Elected(leader)) => break leader,
+            other => assert_eq!(other, Some(LeaderEvent::Vacant)),
+        }
+    };
+    assert!(ours.term == guard.token() && ours.term > foreign.term, "{ours:?} after {foreign:?}");
+    guard.publish("published").await.unwrap();
+    let Some(LeaderEvent::Elected(again)) = due(leaders.next()).await else { panic!("the leader is due") };
+    assert_eq!((again.term, &again.value[..]), (ours.term, &b"published"[..]));
+}
+
 /// Other clients leave the keys of their locks where they are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_others_left_of_a_lock_is_taken() {
@@ -310,9 +335,12 @@ async fn a_holder_that_publishes_all_the_time_does_not_busy_those_who_wait() {
         guard.publish(published.to_string()).await.unwrap();
     }
     let counts = proxy.counts();
-    println!("{published} values, {} requests", counts.requests.len());
-    assert!(counts.requests.len() <= 100, "{} requests", counts.requests.len());
-    assert_eq!(counts.requests_like("PUT /v1/txn"), 0, "it only looks");
+    // Beside the watch of the key, which has a pace of its own, and renewals.
+    let is_look = |request: &&String| !request.contains("&index=") && !request.contains("/renew/");
+    let looks: Vec<_> = counts.requests.iter().filter(is_look).collect();
+    println!("{published} values, {} requests, of which {} are looks", counts.requests.len(), looks.len());
+    assert!(looks.len() as f64 <= 5.0 * begun.elapsed().as_secs_f64() + 5.0, "{looks:?}");
+    assert!(looks.iter().all(|request| request.starts_with("GET")), "it only looks: {looks:?}");
     guard.unlock().await.unwrap();
     prompt(waiting, PROMPT).await.unlock().await.unwrap();
 }
@@ -451,10 +479,9 @@ async fn a_thousand_waits_share_few_connections() {
         assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
         assert_eq!(sessions(&server).await.len(), 2);
         let begun = Instant::now();
-        try_join_all(guards.into_iter().map(LockGuard::unlock)).await.unwrap();
-        let released = Instant::now();
+        drop(guards);
         let got = due(try_join_all(waiting)).await.unwrap();
-        println!("released in {:?}, all got {:?} later", released - begun, released.elapsed());
+        println!("all were given back and got in {:?}", begun.elapsed());
         got.into_iter().map(Result::unwrap).collect::<Vec<_>>()
     };
     let (peak, got) = peak(&proxy, work).await;

@@ -28,12 +28,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// How often a bid tries to take a lock that changes hands meanwhile. Each failure is another's success.
 const ATTEMPTS: usize = 8;
 /// How long a bid waits before it tries again, at least, where nothing tells it when to; and at most that much longer.
 const RETRY: Duration = Duration::from_millis(250);
+/// How long a bid waits between two looks at a key that its holder writes all the time.
+const REST: Duration = Duration::from_millis(200);
 
 #[async_trait(?Send)]
 impl Locking for Consul {
@@ -222,16 +224,19 @@ impl Consul {
     /// Waits until nobody holds the key, which was seen at the index `seen` and held.
     async fn until_free(&self, key: &Key, mut seen: u64) -> Result<()> {
         let mut updates = self.follow(&Target::Key(key.clone())).await?;
+        let mut rested = Instant::now();
         while let Some(update) = updates.next().await {
             match modified(&update?) {
                 None => return Ok(()),
-                Some(index) if index == seen => {}
-                // It was written, released or taken by a third; there are no more than a few such answers in a second.
-                Some(_) => match self.holder_at(key).await? {
-                    Some(index) => seen = index,
-                    None => return Ok(()),
-                },
+                Some(index) if index == seen => continue,
+                // It was written, released or taken by a third.
+                Some(_) => sleep_until(rested).await,
             }
+            match self.holder_at(key).await? {
+                Some(index) => seen = index,
+                None => return Ok(()),
+            }
+            rested = Instant::now() + REST;
         }
         Err(Error::unreachable(format!("the watch of the lock `{key}` ended")))
     }
