@@ -9,7 +9,6 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
 
 /// All but what RFC 3986 calls unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -205,65 +204,6 @@ impl Serialize for Base64<'_> {
     }
 }
 
-/// The body of a request for a session at whose end the keys that it holds go away.
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct NewSession {
-    name: &'static str,
-    behavior: &'static str,
-    #[serde(rename = "TTL")]
-    ttl: String,
-    /// For how long nobody can lock what the session held at its end. With its unit: the server takes small numbers for seconds.
-    lock_delay: String,
-    /// No checks, so that the session lives by its TTL alone and not by the agent's health. Newer servers read the
-    /// second.
-    checks: [&'static str; 0],
-    node_checks: [&'static str; 0],
-}
-
-/// The name of the sessions that stand for a TTL, and by which any kvactor store tells them from locks.
-pub(super) const TTL_SESSION: &str = "kvactor-ttl";
-/// The name of the sessions that hold locks.
-pub(super) const LOCK_SESSION: &str = "kvactor-lock";
-
-impl NewSession {
-    /// A session for a TTL. Nobody waits after its end.
-    pub(super) fn ttl(ttl: Duration) -> Self {
-        NewSession::new(TTL_SESSION, ttl, Duration::ZERO)
-    }
-
-    /// A session for locks.
-    pub(super) fn lock(ttl: Duration, delay: Duration) -> Self {
-        NewSession::new(LOCK_SESSION, ttl, delay)
-    }
-
-    /// A session that the server keeps for `ttl`, whole seconds, after it was last renewed.
-    fn new(name: &'static str, ttl: Duration, lock_delay: Duration) -> Self {
-        NewSession {
-            name,
-            behavior: "delete",
-            ttl: format!("{}s", ttl.as_secs()),
-            lock_delay: format!("{}ms", lock_delay.as_millis()),
-            checks: [],
-            node_checks: [],
-        }
-    }
-}
-
-/// The answer to a request for a session.
-#[derive(Deserialize)]
-pub(super) struct CreatedSession {
-    #[serde(rename = "ID")]
-    pub(super) id: String,
-}
-
-/// What matters of a session.
-#[derive(Deserialize)]
-pub(super) struct SessionInfo<'a> {
-    #[serde(rename = "Name", borrow)]
-    pub(super) name: Cow<'a, str>,
-}
-
 /// Text within an `Option`, borrowed where it has no escapes: serde borrows a `Cow` only where it is a field itself.
 #[derive(Deserialize)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
@@ -428,15 +368,6 @@ mod tests {
         let unlock = json(Op::Unlock { path: "a", value: &value, session: "s" });
         assert_eq!((&unlock["Verb"], &unlock["Session"]), (&"unlock".into(), &"s".into()));
         assert_eq!(json(Op::Get { path: "a" }), serde_json::json!({ "Verb": "get", "Key": "a" }));
-    }
-
-    #[test]
-    fn sessions_say_how_long_they_last() {
-        let session = NewSession::lock(Duration::from_secs(30), Duration::from_millis(1_500));
-        let json = serde_json::to_value(session).unwrap();
-        assert_eq!((&json["TTL"], &json["LockDelay"]), (&"30s".into(), &"1500ms".into()));
-        assert_eq!((&json["Name"], &json["Checks"]), (&LOCK_SESSION.into(), &serde_json::json!([])));
-        assert_eq!(serde_json::to_value(NewSession::ttl(Duration::from_secs(10))).unwrap()["LockDelay"], "0ms");
     }
 
     #[test]

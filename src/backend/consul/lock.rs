@@ -13,11 +13,11 @@
 //! - Locks are advisory, as all of Consul's: plain writes go through, and leave the holder in place; a plain delete takes the
 //!   lock away. Values are limited to what a transaction carries, 378 KiB.
 
-use super::codec::{LockMeta, MAX_TXN_VALUE, NewSession, Op, Refusal, nonce};
+use super::codec::{LockMeta, MAX_TXN_VALUE, Op, Refusal, nonce};
 use super::errors::repeatable;
 use super::http::{Effect, Transaction};
 use super::read::Extent;
-use super::session::Meaning;
+use super::session::{Meaning, NewSession};
 use super::txn::Guard;
 use super::{Consul, MAX_SESSION_TTL, MIN_SESSION_TTL, SESSION_TTL_MULTIPLIER};
 use crate::backend::{Bid, Grant, Holder, Locking, Place, Progress, Standing, Target, Update};

@@ -1,12 +1,74 @@
 //! Sessions: what keys with a TTL and locks hang on.
 
 use super::Consul;
-use super::codec::{CreatedSession, LOCK_SESSION, NewSession, SessionInfo, TTL_SESSION, encode};
+use super::codec::encode;
 use super::http::{Effect, Request};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use awc::http::StatusCode;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::time::Duration;
+
+/// The body of a request for a session at whose end the keys that it holds go away.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct NewSession {
+    name: &'static str,
+    behavior: &'static str,
+    #[serde(rename = "TTL")]
+    ttl: String,
+    /// For how long nobody can lock what the session held at its end. With its unit: the server takes small numbers for seconds.
+    lock_delay: String,
+    /// No checks, so that the session lives by its TTL alone and not by the agent's health. Newer servers read the
+    /// second.
+    checks: [&'static str; 0],
+    node_checks: [&'static str; 0],
+}
+
+/// The name of the sessions that stand for a TTL, and by which any kvactor store tells them from locks.
+const TTL_SESSION: &str = "kvactor-ttl";
+/// The name of the sessions that hold locks.
+const LOCK_SESSION: &str = "kvactor-lock";
+
+impl NewSession {
+    /// A session for a TTL. Nobody waits after its end.
+    pub(super) fn ttl(ttl: Duration) -> Self {
+        NewSession::new(TTL_SESSION, ttl, Duration::ZERO)
+    }
+
+    /// A session for locks.
+    pub(super) fn lock(ttl: Duration, delay: Duration) -> Self {
+        NewSession::new(LOCK_SESSION, ttl, delay)
+    }
+
+    /// A session that the server keeps for `ttl`, whole seconds, after it was last renewed.
+    fn new(name: &'static str, ttl: Duration, lock_delay: Duration) -> Self {
+        NewSession {
+            name,
+            behavior: "delete",
+            ttl: format!("{}s", ttl.as_secs()),
+            lock_delay: format!("{}ms", lock_delay.as_millis()),
+            checks: [],
+            node_checks: [],
+        }
+    }
+}
+
+/// The answer to a request for a session.
+#[derive(Deserialize)]
+struct CreatedSession {
+    #[serde(rename = "ID")]
+    id: String,
+}
+
+/// What matters of a session.
+#[derive(Deserialize)]
+struct SessionInfo<'a> {
+    #[serde(rename = "Name", borrow)]
+    name: Cow<'a, str>,
+}
 
 /// What a session that holds a key stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +147,15 @@ impl Consul {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sessions_say_how_long_they_last() {
+        let session = NewSession::lock(Duration::from_secs(30), Duration::from_millis(1_500));
+        let json = serde_json::to_value(session).unwrap();
+        assert_eq!((&json["TTL"], &json["LockDelay"]), (&"30s".into(), &"1500ms".into()));
+        assert_eq!((&json["Name"], &json["Checks"]), (&LOCK_SESSION.into(), &serde_json::json!([])));
+        assert_eq!(serde_json::to_value(NewSession::ttl(Duration::from_secs(10))).unwrap()["LockDelay"], "0ms");
+    }
 
     #[test]
     fn sessions_are_known_by_their_names() {
