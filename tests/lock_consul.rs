@@ -1,4 +1,4 @@
-//! Locks on Consul: beside Consul's own clients, and what they cost.
+//! Locks on Consul: what they are at the server, and what they cost. Beside `consul lock`: `tests/interop.rs`.
 #![cfg(all(feature = "consul", target_os = "linux"))]
 // Clippy's own exception for tests knows only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -10,8 +10,6 @@ use futures_util::future::{join_all, try_join_all};
 use kvactor::{Error, LeaderEvent, LockGuard, LockOptions, Operation, Result, Store};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -81,132 +79,6 @@ async fn end_holder(server: &Server, path: &str) {
     ask(server, "PUT", &format!("/v1/session/destroy/{}", held["Session"].as_str().unwrap())).await;
 }
 
-/// `consul lock` in a directory of the server's, and the command that it runs: it says that it runs by a file, and ends when
-/// another one is there.
-struct Cli {
-    process: Child,
-    running: PathBuf,
-    stop: PathBuf,
-}
-
-impl Cli {
-    fn start(server: &Server, options: &[&str], prefix: &str) -> Self {
-        let file = |name: &str| server.dir().join(format!("{}-{name}", prefix.replace('/', "-")));
-        let (running, stop) = (file("running"), file("stop"));
-        let script = format!("touch {}; while [ ! -e {} ]; do sleep 0.02; done", running.display(), stop.display());
-        let address = format!("-http-addr={}", server.address());
-        let mut command = Command::new("consul");
-        command.args(["lock", &address]).args(options).args([prefix, &script]);
-        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        Cli { process, running, stop }
-    }
-
-    fn runs(&self) -> bool {
-        self.running.exists()
-    }
-
-    async fn begun(&self) {
-        until(async || self.runs()).await;
-    }
-
-    /// Lets the command end, which gives the lock back.
-    fn stop(&self) {
-        touch(&self.stop);
-    }
-
-    async fn ended(&mut self) -> bool {
-        let mut status = None;
-        until(async || {
-            status = self.process.try_wait().unwrap();
-            status.is_some()
-        })
-        .await;
-        status.unwrap().success()
-    }
-}
-
-impl Drop for Cli {
-    fn drop(&mut self) {
-        self.stop();
-        // Best effort: it may be waiting still for a lock that nobody gives back.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn touch(path: &Path) {
-    std::fs::write(path, "").unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn consul_lock_waits_for_ours() {
-    let Some(server) = common::consul().await else { return };
-    let name = namespace("cli-waits");
-    let store = Store::connect(&server.url(&name)).await.unwrap();
-    let guard = store.lock("job/.lock").await.unwrap();
-    let mut hasty = Cli::start(server, &["-try=1s"], &format!("{name}/job"));
-    assert!(!hasty.ended().await && !hasty.runs());
-    let mut cli = Cli::start(server, &[], &format!("{name}/job"));
-    sleep(A_WHILE).await;
-    assert!(!cli.runs() && guard.is_held());
-    guard.unlock().await.unwrap();
-    let released = Instant::now();
-    cli.begun().await;
-    assert!(released.elapsed() < PROMPT, "{:?}", released.elapsed());
-    cli.stop();
-    assert!(cli.ended().await);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ours_waits_for_consul_lock() {
-    let Some(server) = common::consul().await else { return };
-    let name = namespace("ours-waits");
-    let store = Store::connect(&server.url(&name)).await.unwrap();
-    let before = store.lock("job/.lock").await.unwrap();
-    let token = before.token();
-    before.unlock().await.unwrap();
-    let mut cli = Cli::start(server, &[], &format!("{name}/job"));
-    cli.begun().await;
-    assert!(matches!(store.try_lock("job/.lock").await, Err(Error::LockHeld { .. })));
-    let waiting = wait_for(&store, "job/.lock");
-    sleep(A_WHILE).await;
-    assert!(!waiting.is_finished());
-    cli.stop();
-    // It sees that its command is done, and gives the lock back before it ends.
-    let guard = due(waiting).await.unwrap().unwrap();
-    assert!(guard.token() > token);
-    assert!(cli.ended().await);
-    sleep(A_WHILE).await;
-    assert!(guard.is_held(), "its cleaning up doesn't take the key away");
-    guard.unlock().await.unwrap();
-    assert!(shown(server, &format!("{name}/job/.lock")).await.is_null());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn observers_see_who_leads_by_consul_lock() {
-    let Some(server) = common::consul().await else { return };
-    let name = namespace("observed");
-    let store = Store::connect(&server.url(&name)).await.unwrap();
-    let mut leaders = store.observe_leader("job/.lock").await.unwrap();
-    assert_eq!(due(leaders.next()).await, Some(LeaderEvent::Vacant));
-    let cli = Cli::start(server, &[], &format!("{name}/job"));
-    let Some(LeaderEvent::Elected(foreign)) = due(leaders.next()).await else { panic!("a leader is due") };
-    let waiting = wait_for(&store, "job/.lock");
-    cli.stop();
-    let guard = due(waiting).await.unwrap().unwrap();
-    // Between the two the key may be seen free.
-    let ours = loop {
-        match due(leaders.next()).await {
-            Some(LeaderEvent::Elected(leader)) => break leader,
-            other => assert_eq!(other, Some(LeaderEvent::Vacant)),
-        }
-    };
-    assert!(ours.term == guard.token() && ours.term > foreign.term, "{ours:?} after {foreign:?}");
-    guard.publish("published").await.unwrap();
-    let Some(LeaderEvent::Elected(again)) = due(leaders.next()).await else { panic!("the leader is due") };
-    assert_eq!((again.term, &again.value[..]), (ours.term, &b"published"[..]));
-}
-
 /// Other clients leave the keys of their locks where they are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_others_left_of_a_lock_is_taken() {
@@ -228,20 +100,12 @@ async fn other_kinds_of_locks_are_refused() {
     let Some(server) = common::consul().await else { return };
     let name = namespace("kinds");
     let store = Store::connect(&server.url(&name)).await.unwrap();
-    let mut cli = Cli::start(server, &["-n=2"], &format!("{name}/semaphore"));
-    cli.begun().await;
-    let refused = async |key: &str, part: &str| {
-        let error = store.lock(key).await.expect_err("a refusal");
-        assert!(matches!(&error, Error::Unsupported { reason } if reason.contains(part)), "{error}");
-    };
-    refused("semaphore/.lock", "semaphore").await;
-    cli.stop();
-    assert!(cli.ended().await);
     // As programs do it that don't go by Consul's own clients.
     let session = ask(server, "PUT", "/v1/session/create").await["ID"].take();
     let acquired = ask(server, "PUT", &format!("/v1/kv/{name}/k?acquire={}", session.as_str().unwrap())).await;
     assert_eq!(acquired, true);
-    refused("k", "flags").await;
+    let error = store.lock("k").await.expect_err("a refusal");
+    assert!(matches!(&error, Error::Unsupported { reason } if reason.contains("flags")), "{error}");
     let leased = store.put_with("ttl", "x", kvactor::PutOptions { ttl: Some(DUE), ..Default::default() }).await;
     leased.unwrap();
     assert!(matches!(store.lock("ttl").await, Err(Error::KeyExists { .. })));

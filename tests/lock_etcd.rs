@@ -1,4 +1,4 @@
-//! Locks on etcd: beside etcd's own clients, in how many requests, and what the server is left with.
+//! Locks on etcd: in how many requests, and what the server is left with. Beside etcd's own clients: `tests/interop.rs`.
 #![cfg(feature = "etcd")]
 // Clippy's own exception for tests knows only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -8,11 +8,9 @@ mod common;
 use common::{Kind, Server, etcd, namespace};
 use futures_util::future::join_all;
 use kvactor::{Error, LockGuard, LockOptions, Store};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -34,17 +32,12 @@ fn in_one_task() -> LockOptions {
     LockOptions { wait_for_own_task: true, ..LockOptions::default() }
 }
 
-/// `etcdctl`, which ends with this.
-fn command(server: &Server, arguments: &[&str]) -> Command {
+/// What `etcdctl` says.
+async fn etcdctl(server: &Server, arguments: &[&str]) -> String {
     let mut command = Command::new("etcdctl");
     command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", server.address())).args(arguments);
     command.stdin(Stdio::null()).kill_on_drop(true);
-    command
-}
-
-/// What `etcdctl` says.
-async fn etcdctl(server: &Server, arguments: &[&str]) -> String {
-    let output = command(server, arguments).output().await.expect("etcdctl on PATH, see scripts/install-servers");
+    let output = command.output().await.expect("etcdctl on PATH, see scripts/install-servers");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {errors}");
     String::from_utf8(output.stdout).unwrap()
@@ -76,85 +69,6 @@ async fn until_in_line(server: &Server, lock: &str, number: usize) {
         }
     };
     due(grown).await;
-}
-
-/// Locks and writes its name to a file.
-fn etcdctl_locks(server: &Server, lock: &str, name: &str, file: &Path) -> Child {
-    let script = format!("echo {name} >> '{}'", file.display());
-    command(server, &["lock", lock, "--", "sh", "-c", &script]).spawn().expect("etcdctl on PATH")
-}
-
-fn written(file: &Path) -> String {
-    std::fs::read_to_string(file).unwrap_or_default()
-}
-
-#[tokio::test]
-async fn etcdctl_and_stores_stand_in_one_line() {
-    let Some(server) = common::etcd().await else { return };
-    let namespace = namespace("line");
-    let lock = format!("{namespace}/lock");
-    let file = server.dir().join("who-had-the-lock");
-    let (one, two) = (connect(server, &namespace).await, connect(server, &namespace).await);
-
-    let guard = one.lock("lock").await.unwrap();
-    let mut first = etcdctl_locks(server, &lock, "first", &file);
-    until_in_line(server, &lock, 2).await;
-    let ours = wait_for(&two, "lock");
-    until_in_line(server, &lock, 3).await;
-    let mut second = etcdctl_locks(server, &lock, "second", &file);
-    until_in_line(server, &lock, 4).await;
-    assert_eq!(written(&file), "");
-
-    guard.unlock().await.unwrap();
-    let guard = due(ours).await.unwrap().unwrap();
-    assert_eq!(written(&file), "first\n");
-    assert!(due(first.wait()).await.unwrap().success());
-    sleep(Duration::from_millis(300)).await;
-    assert_eq!(written(&file), "first\n", "etcdctl has the lock while we have it");
-    guard.unlock().await.unwrap();
-    assert!(due(second.wait()).await.unwrap().success());
-    assert_eq!(written(&file), "first\nsecond\n");
-    assert_eq!(keys(server, &namespace).await, [""; 0]);
-}
-
-#[tokio::test]
-async fn a_lock_that_etcdctl_holds_is_taken_and_no_key() {
-    let Some(server) = common::etcd().await else { return };
-    let namespace = namespace("theirs");
-    let store = connect(server, &namespace).await;
-    let mut theirs = command(server, &["lock", &format!("{namespace}/locks/a"), "sleep", "2"]).spawn().unwrap();
-    until_in_line(server, &format!("{namespace}/locks/a"), 1).await;
-
-    assert!(matches!(store.try_lock("locks/a").await, Err(Error::LockHeld { .. })));
-    assert!(!store.exists("locks/a").await.unwrap());
-    assert!(matches!(store.list("locks").await, Err(Error::KeyNotFound { .. })));
-    let contender = line(server, &format!("{namespace}/locks/a")).await.remove(0);
-    let contender = contender.strip_prefix(&format!("{namespace}/")).unwrap();
-    assert!(!store.exists(contender).await.unwrap());
-    assert!(matches!(store.get(contender).await, Err(Error::KeyNotFound { .. })));
-
-    let guard = due(store.lock("locks/a")).await.unwrap();
-    assert!(due(theirs.wait()).await.unwrap().success());
-    guard.unlock().await.unwrap();
-    assert_eq!(keys(server, &namespace).await, [""; 0]);
-}
-
-#[tokio::test]
-async fn etcds_election_shows_what_a_holder_of_ours_published() {
-    let Some(server) = common::etcd().await else { return };
-    let namespace = namespace("election");
-    let store = connect(server, &namespace).await;
-    let guard = store.lock_with("leader", valued("ours")).await.unwrap();
-    let listen = ["elect", "--listen", &format!("{namespace}/leader")];
-    let mut observer = command(server, &listen).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(observer.stdout.take().unwrap()).lines();
-    let mut next = async || due(lines.next_line()).await.unwrap().unwrap();
-    assert!(next().await.starts_with(&format!("{namespace}/leader/")));
-    assert_eq!(next().await, "ours");
-    guard.publish("still ours").await.unwrap();
-    assert!(next().await.starts_with(&format!("{namespace}/leader/")));
-    assert_eq!(next().await, "still ours");
-    guard.unlock().await.unwrap();
 }
 
 /// The calls that the server has served: all but streams, and renewals, which are streams too.

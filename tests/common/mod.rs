@@ -29,7 +29,7 @@ pub mod zookeeper;
 pub use etcd::etcd_grpc_count;
 pub use meter::Counts;
 pub use proxy::Proxy;
-pub use server::{Kind, Server, Setup};
+pub use server::{Kind, Server, Setup, skip};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::OnceCell;

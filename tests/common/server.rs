@@ -119,7 +119,7 @@ impl Server {
     /// As [`start`](Server::start), of a server that isn't the ordinary one.
     pub async fn start_as(kind: Kind, setup: Setup) -> Option<Server> {
         if let Some(missing) = kind.missing() {
-            skip(kind, &missing);
+            skip(&format!("{kind} isn't installed here ({missing}); run scripts/install-servers"));
             return None;
         }
         let mut failure = String::new();
@@ -239,8 +239,8 @@ impl Server {
     }
 }
 
-fn skip(kind: Kind, missing: &str) {
-    let reason = format!("{kind} isn't installed here ({missing}); run scripts/install-servers");
+/// Says loudly that the test is skipped, for a reason; where nothing may be skipped the test fails.
+pub fn skip(reason: &str) {
     let demanded = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     assert!(!demanded("CI") && !demanded("KVACTOR_REQUIRE_SERVERS"), "{reason}");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
