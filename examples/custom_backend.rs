@@ -159,7 +159,7 @@ impl Follower {
         self.changed.mark_unchanged();
         let mut map = lock(&self.map);
         let wanted = |key: &&Key| match &self.target {
-            Target::Key(wanted) => *key == wanted,
+            Target::Key(wanted) | Target::Lock(wanted) => *key == wanted,
             Target::Tree(dir) => dir.relative(key).is_some(),
         };
         let keys: Vec<Key> = map.live().keys().filter(wanted).cloned().collect();

@@ -1,7 +1,7 @@
 //! What a message has to know to be carried out: [`Call`], and the [`Rules`] that refuse bad input before any I/O.
 
 use crate::actors::lease::Leases;
-use crate::backend::Backend;
+use crate::backend::{Backend, Target};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::lock::LockOptions;
@@ -47,6 +47,19 @@ impl Rules {
         }
         let reason = "`zookeeper` is reserved as the first segment; give the store a namespace in its URL's path";
         Err(Error::InvalidKey { key: path.into(), reason })
+    }
+
+    /// What to watch for a target, unless it is one that must not be watched.
+    pub(crate) fn target(&self, target: &Target) -> Result<Target> {
+        let watched = match target {
+            Target::Lock(key) if self.capabilities.holders_are_keys => Target::Key(key.clone()),
+            target => target.clone(),
+        };
+        match &watched {
+            Target::Key(key) | Target::Lock(key) => self.path(key)?,
+            Target::Tree(dir) => self.path(dir)?,
+        }
+        Ok(watched)
     }
 
     pub(crate) fn value(&self, key: &Key, value: &Bytes) -> Result<()> {

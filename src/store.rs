@@ -539,7 +539,7 @@ impl Store {
     /// |---|---|---|
     /// | etcd | a key `<key>/<lease in hex>`, the oldest holds the lock | `etcdctl lock`, `etcdctl elect` and Go's `concurrency` package on the same name |
     /// | Consul | the key itself, held by a session | Consul's Go API on the same key; `consul lock PREFIX` is the key `PREFIX/.lock` |
-    /// | ZooKeeper | an ephemeral sequential znode beneath the key's, the lowest holds the lock | kazoo's `Lock` and `Election` on the same path |
+    /// | ZooKeeper | an ephemeral sequential znode beneath the key's, the lowest holds the lock | kazoo's `Lock` and `Election`, Curator's `InterProcessMutex` on the same path |
     /// | local, memory | the key itself | stores of the same process |
     ///
     /// # Errors
@@ -595,7 +595,8 @@ impl Store {
     }
 
     /// Tells who leads at `key`: first who does now, or that nobody does, then each change. Changes that come faster than they are
-    /// read are merged; the last is always told. All else is as with [`watch`](Store::watch).
+    /// read are merged; the last is always told. Leaders that are other programs are told too, with what they publish. All else is
+    /// as with [`watch`](Store::watch).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -624,7 +625,7 @@ impl Store {
         if !self.capabilities().locks {
             return Err(Error::unsupported(format!("{} has no locks", self.capabilities().backend)));
         }
-        let changes = WatchStream::new(key.clone(), self.subscribe(Target::Key(key.clone())).await?);
+        let changes = WatchStream::new(key.clone(), self.subscribe(Target::Lock(key.clone())).await?);
         Ok(LeaderStream::new(key, changes, self.addr(), self.timeout))
     }
 

@@ -342,6 +342,9 @@ pub struct Capabilities {
     pub min_lock_ttl: Duration,
     /// Longest TTL of a lock.
     pub max_lock_ttl: Duration,
+    /// Whether a lock that another program holds shows as a key. On etcd it doesn't: `get` and `watch` know holders that are
+    /// stores, and `observe_leader` all.
+    pub holders_are_keys: bool,
     /// Whether `delete_tree` removes all keys at one moment. ZooKeeper removes them in batches.
     pub atomic_delete_tree: bool,
     /// Whether a key with a TTL may have keys beneath it. ZooKeeper's may not.
@@ -365,6 +368,7 @@ impl Capabilities {
             locks: true,
             min_lock_ttl: Duration::from_secs(1),
             max_lock_ttl: Duration::from_secs(24 * 3600),
+            holders_are_keys: true,
             atomic_delete_tree: true,
             ttl_on_directories: true,
             exact_versions: true,

@@ -21,6 +21,7 @@ use common::Server;
 use common::told::DUE;
 use kvactor::{LeaderEvent, LeaderStream, Leadership, LockGuard, Result, Store};
 use rustix::process::{Pid, Signal, kill_process};
+use std::panic::Location;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -28,8 +29,10 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-async fn due<T>(what: impl Future<Output = T>) -> T {
-    timeout(DUE, what).await.expect("it is due")
+#[track_caller]
+fn due<T>(what: impl Future<Output = T>) -> impl Future<Output = T> {
+    let from = Location::caller();
+    async move { timeout(DUE, what).await.unwrap_or_else(|_| panic!("what is waited for at {from} is due")) }
 }
 
 /// Long enough for what must not happen to show.

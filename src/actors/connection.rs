@@ -264,7 +264,7 @@ impl Handler<ObserveLeader> for Connection {
     ) -> Self::Result {
         let (calls, connection) = (self.calls.clone(), context.address());
         Box::pin(async move {
-            let changes = WatchStream::new(key.clone(), calls.subscribe_by_default(&Target::Key(key.clone())).await?);
+            let changes = WatchStream::new(key.clone(), calls.subscribe_by_default(&Target::Lock(key.clone())).await?);
             let leaders = LeaderStream::new(key, changes, connection, calls.timeout);
             Ok(calls.watchers.forward(leaders, subscriber))
         })
@@ -330,11 +330,8 @@ impl Calls {
 
     /// Subscribes to a target, unless it is one that must not be.
     async fn subscribe(&self, target: &Target, timeout: Duration, deadline: Instant) -> Result<Events> {
-        match target {
-            Target::Key(key) => self.rules.path(key)?,
-            Target::Tree(dir) => self.rules.path(dir)?,
-        }
-        self.watchers.subscribe(target, timeout, deadline).await
+        let target = self.rules.target(target)?;
+        self.watchers.subscribe(&target, timeout, deadline).await
     }
 
     /// Gets a lock, unless it is one that must not be asked for.

@@ -199,6 +199,10 @@ pub enum Target {
     Key(Key),
     /// All keys strictly beneath a directory.
     Tree(Dir),
+    /// A lock: whenever it may have changed hands, or its holder have published something, the pair at this key is told as
+    /// written anew, in another version and with whatever value. Only where the capability
+    /// [`holders_are_keys`](Capabilities::holders_are_keys) is missing; otherwise the key itself is watched.
+    Lock(Key),
 }
 
 /// What [`Backend::watch`] returns.

@@ -53,9 +53,8 @@ pub struct LeaderStream {
 impl LeaderStream {
     /// The leaders of a key, as whoever writes to the key makes one look.
     pub(crate) fn new(key: Key, changes: WatchStream, connection: Addr<Connection>, timeout: Duration) -> Self {
-        let (pending, told) = (VecDeque::new(), None);
-        let (is_stale, is_suspended) = (false, false);
-        let observer = Observer { key, changes, connection, timeout, pending, told, is_stale, is_suspended };
+        let (pending, link, stale, told) = (VecDeque::new(), Link::Up, false, None);
+        let observer = Observer { key, changes, connection, timeout, pending, link, stale, told };
         let events = stream::unfold(observer, async |mut observer| Some((observer.next().await?, observer)));
         LeaderStream { events: events.boxed() }
     }
@@ -83,6 +82,15 @@ impl fmt::Debug for LeaderStream {
 /// How long to wait before asking again where the server refused to say who leads.
 const REFUSED: Duration = Duration::from_secs(1);
 
+/// What was told of the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Up,
+    Suspended,
+    /// It is back, which is told once it has been looked who leads since.
+    Back,
+}
+
 struct Observer {
     key: Key,
     /// Changes of the key: times to look who leads.
@@ -90,12 +98,11 @@ struct Observer {
     connection: Addr<Connection>,
     timeout: Duration,
     pending: VecDeque<LeaderEvent>,
+    link: Link,
+    /// Another may lead than was seen last.
+    stale: bool,
     /// Who was said to lead last, if it was said.
     told: Option<Option<Leader>>,
-    /// Something changed that was not looked at.
-    is_stale: bool,
-    /// The link was said to be down, and not to be back.
-    is_suspended: bool,
 }
 
 impl Observer {
@@ -104,49 +111,47 @@ impl Observer {
             if let Some(event) = self.pending.pop_front() {
                 return Some(event);
             }
-            if self.is_stale {
-                self.look().await;
-                continue;
+            match self.stale && self.link != Link::Suspended {
+                true => self.look().await?,
+                false => {
+                    let event = self.changes.next().await?;
+                    self.take(event);
+                }
             }
-            let change = self.changes.next().await?;
-            self.heed(&change);
         }
     }
 
-    fn heed(&mut self, change: &WatchEvent) {
-        match change {
-            WatchEvent::Put(_) | WatchEvent::Delete { .. } | WatchEvent::Resumed => self.is_stale = true,
-            WatchEvent::Suspended if self.is_suspended => {}
+    fn take(&mut self, event: WatchEvent) {
+        match event {
+            WatchEvent::Put(_) | WatchEvent::Delete { .. } => self.stale = true,
             WatchEvent::Suspended => {
-                self.is_suspended = true;
-                self.pending.push_back(LeaderEvent::Suspended);
+                if self.link == Link::Up {
+                    self.pending.push_back(LeaderEvent::Suspended);
+                }
+                self.link = Link::Suspended;
             }
+            WatchEvent::Resumed => (self.link, self.stale) = (Link::Back, true),
             WatchEvent::Closed => self.pending.push_back(LeaderEvent::Closed),
         }
     }
 
-    /// Looks who leads, however long it takes, and tells if it is news. If the link goes down meanwhile that is told at once;
-    /// when it is back it is looked again.
-    async fn look(&mut self) {
-        self.is_stale = false;
-        let mut look = pin!(leader(self.connection.clone(), self.timeout, self.key.clone()));
-        let leader = loop {
+    /// Looks who leads, and tells if it is news. Further changes don't begin it anew, lest it never end; that the link is lost
+    /// doesn't wait for it. None: the changes are over.
+    async fn look(&mut self) -> Option<()> {
+        self.stale = false;
+        let mut leader = pin!(leader_of(self.key.clone(), self.connection.clone(), self.timeout));
+        while self.pending.is_empty() {
             tokio::select! {
-                leader = &mut look => break leader,
-                Some(change) = self.changes.next() => {
-                    self.heed(&change);
-                    if matches!(change, WatchEvent::Suspended | WatchEvent::Closed) {
-                        return;
-                    }
+                biased;
+                leader = &mut leader => {
+                    self.tell(leader);
+                    return Some(());
                 }
+                event = self.changes.next() => self.take(event?),
             }
-        };
-        // The changes say so too when the store is closed.
-        let Some(leader) = leader else { return };
-        self.tell(leader);
-        if std::mem::take(&mut self.is_suspended) {
-            self.pending.push_back(LeaderEvent::Resumed);
         }
+        self.stale = true;
+        Some(())
     }
 
     fn tell(&mut self, leader: Option<Leader>) {
@@ -154,15 +159,20 @@ impl Observer {
             self.told = Some(leader.clone());
             self.pending.push_back(leader.map_or(LeaderEvent::Vacant, LeaderEvent::Elected));
         }
+        if self.link == Link::Back && !self.stale {
+            self.link = Link::Up;
+            self.pending.push_back(LeaderEvent::Resumed);
+        }
     }
 }
 
-/// Who leads, asked until there is an answer; none where the store is closed.
-async fn leader(connection: Addr<Connection>, timeout: Duration, key: Key) -> Option<Option<Leader>> {
+/// Asks who leads, however long it takes.
+async fn leader_of(key: Key, connection: Addr<Connection>, timeout: Duration) -> Option<Leader> {
     loop {
         match call(&connection, timeout, HolderOf { key: key.clone() }).await {
-            Ok(holder) => return Some(holder.map(|Holder { value, token }| Leader { value, term: token })),
-            Err(Error::Closed) => return None,
+            Ok(holder) => return holder.map(|Holder { value, token }| Leader { value, term: token }),
+            // The changes say so too.
+            Err(Error::Closed) => std::future::pending().await,
             Err(error) if error.is_retryable() => {}
             Err(_) => sleep(REFUSED).await,
         }

@@ -3,7 +3,7 @@
 use super::common::{self, Server, namespace};
 use super::{Peer, a_while, connect, due, next_leader, stand, wait_for};
 use etcd_client::{Client, GetOptions, WatchOptions};
-use kvactor::Error;
+use kvactor::{Error, LeaderEvent, Store};
 use std::process::Stdio;
 use tokio::process::Command;
 
@@ -197,35 +197,73 @@ async fn one_leads_of_all_candidates() {
     assert_nothing_left(server, &namespace).await;
 }
 
-/// An observer looks who leads when it begins, and whenever a store's leader comes or goes.
 #[tokio::test]
 async fn observers_see_foreign_leaders() {
     let Some(server) = common::etcd().await else { return };
     let namespace = namespace("observed");
     let name = format!("{namespace}/leader");
     let store = connect(server, &namespace).await;
-    let mut first = etcdctl(server, &["elect", &name, "first"]);
-    assert_eq!(first.says().await, line(server, &name).await.remove(0));
-    assert_eq!(first.says().await, "first");
     let mut leaders = store.observe_leader("leader").await.unwrap();
-    let (value, term) = next_leader(&mut leaders).await.unwrap();
-    assert_eq!(value, "first");
+    assert_eq!(next_leader(&mut leaders).await, None);
+    let mut first = etcdctl(server, &["elect", &name, "first"]);
+    let (value, first_term) = next_leader(&mut leaders).await.unwrap();
+    assert_eq!((value.as_str(), first.says().await), ("first", line(server, &name).await.remove(0)));
     assert!(!store.exists("leader").await.unwrap(), "it publishes nothing at the key itself");
+    let mut late = store.observe_leader("leader").await.unwrap();
+    assert_eq!(next_leader(&mut late).await.unwrap(), ("first".to_owned(), first_term));
+
+    let mut second = etcdctl(server, &["elect", &name, "second"]);
+    until_in_line(server, &name, 2).await;
+    // What ordinary keys beneath it do is no news of a leader.
+    store.put("leader/beneath", "x").await.unwrap();
+    store.delete("leader/beneath").await.unwrap();
+    first.interrupt();
+    let (value, second_term) = next_leader(&mut leaders).await.unwrap();
+    assert!(value == "second" && second_term > first_term, "{value} in term {second_term}");
+    second.says().await;
 
     let ours = stand(&store, "leader", "ours");
     until_in_line(server, &name, 2).await;
-    first.interrupt();
+    second.interrupt();
     let leadership = due(ours).await.unwrap().unwrap();
     let our_term = leadership.term().unwrap();
-    assert!(our_term > term);
     assert_eq!(next_leader(&mut leaders).await.unwrap(), ("ours".to_owned(), our_term));
-    let mut second = etcdctl(server, &["elect", &name, "second"]);
+    let mut third = etcdctl(server, &["elect", &name, "third"]);
     until_in_line(server, &name, 2).await;
     leadership.resign().await.unwrap();
-    let (value, term) = next_leader(&mut leaders).await.unwrap();
-    assert!(value == "second" && term > our_term, "{value} in term {term}");
-    second.says().await;
-    second.interrupt();
-    assert!(first.ended().await && second.ended().await);
+    let (value, third_term) = next_leader(&mut leaders).await.unwrap();
+    assert!(value == "third" && third_term > our_term, "{value} in term {third_term}");
+    third.says().await;
+    third.interrupt();
+    assert_eq!(next_leader(&mut leaders).await, None);
+    for peer in [first, second, third] {
+        assert!(peer.ended().await);
+    }
     assert_nothing_left(server, &namespace).await;
+}
+
+/// Leaders that come and go while the link is down, and one that goes with its lease.
+#[tokio::test]
+async fn a_foreign_leader_that_changed_during_an_outage_is_told() {
+    let Some(server) = common::etcd().await else { return };
+    let (proxy, namespace) = (server.proxy(), namespace("outage"));
+    let name = format!("{namespace}/leader");
+    let store = Store::connect(&proxy.url(&namespace)).await.unwrap();
+    let mut leaders = store.observe_leader("leader").await.unwrap();
+    assert_eq!(next_leader(&mut leaders).await, None);
+    let first = etcdctl(server, &["elect", &name, "first"]);
+    assert_eq!(next_leader(&mut leaders).await.unwrap().0, "first");
+    let mut second = etcdctl(server, &["elect", &name, "second"]);
+    until_in_line(server, &name, 2).await;
+    proxy.cut();
+    assert_eq!(due(leaders.next()).await, Some(LeaderEvent::Suspended));
+    first.interrupt();
+    assert!(first.ended().await);
+    let contender = second.says().await;
+    proxy.restore();
+    assert_eq!(next_leader(&mut leaders).await.unwrap().0, "second");
+    assert_eq!(due(leaders.next()).await, Some(LeaderEvent::Resumed));
+    let (_, lease) = contender.rsplit_once('/').unwrap();
+    assert!(etcdctl(server, &["lease", "revoke", lease]).ended().await);
+    assert_eq!(next_leader(&mut leaders).await, None);
 }

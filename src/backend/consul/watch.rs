@@ -51,7 +51,7 @@ impl Consul {
 
 fn scope(target: &Target, namespace: &Namespace) -> Scope {
     match target {
-        Target::Key(key) => Scope::key(&namespace.path(key)),
+        Target::Key(key) | Target::Lock(key) => Scope::key(&namespace.path(key)),
         Target::Tree(dir) => Scope::tree(&namespace.prefix(dir)),
     }
 }

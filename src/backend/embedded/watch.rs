@@ -111,7 +111,7 @@ struct Following {
 /// The updates of a target.
 pub(super) fn updates(kind: BackendKind, namespace: Namespace, published: Arc<Published>, target: &Target) -> Updates {
     let watched = match target {
-        Target::Key(key) => Watched::Key(namespace.path(key).into()),
+        Target::Key(key) | Target::Lock(key) => Watched::Key(namespace.path(key).into()),
         Target::Tree(dir) => Watched::Prefix(namespace.prefix(dir).into()),
     };
     let follower = Arc::<Follower>::default();

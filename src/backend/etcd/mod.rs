@@ -69,6 +69,7 @@ impl Connector for EtcdConnector {
             max_ttl: lease::MAX_TTL,
             min_lock_ttl: lease::MIN_LOCK_TTL,
             max_lock_ttl: lease::MAX_LOCK_TTL,
+            holders_are_keys: false,
             ..Capabilities::new(BackendKind::Etcd)
         }
     }

@@ -3,12 +3,16 @@
 use super::events::{self, Joint};
 use super::history::{Chronicle, Place};
 use super::hub::{Feed, Hub, News, Opening};
+use super::line;
 use super::range::{self, Range};
-use super::session::Session;
+use super::session::{Session, version};
 use super::status::{self, Effect};
-use crate::backend::{Position, Target, Update, Updates};
+use crate::backend::{Change, Position, Target, Update, Updates};
 use crate::error::{Error, Result};
-use etcd_client::proto::PbEvent;
+use crate::key::Key;
+use crate::types::KvPair;
+use bytes::Bytes;
+use etcd_client::proto::{PbEvent, PbKeyValue};
 use etcd_client::{GetOptions, WatchFilterType, WatchOptions};
 use futures_util::StreamExt;
 use futures_util::stream::try_unfold;
@@ -43,12 +47,9 @@ impl Watches {
 
     /// Follows `target`, from `after` on where the server can.
     pub(super) fn follow(self: Rc<Self>, target: &Target, after: Option<&Position>) -> Updates {
-        let range = match target {
-            Target::Key(key) => Range::one(self.session.path(key)),
-            Target::Tree(dir) => Range::beneath(self.session.prefix(dir)),
-        };
+        let subject = Subject::of(&self.session, target);
         let stage = Stage::Beginning(after.and_then(Place::of));
-        try_unfold(Follower { watches: self, range, stage }, Follower::next).boxed_local()
+        try_unfold(Follower { watches: self, subject, stage }, Follower::next).boxed_local()
     }
 
     /// The stream for a new watch.
@@ -80,10 +81,51 @@ impl Watches {
     }
 }
 
+/// What is followed at the server, and what is told of it.
+struct Subject {
+    range: Range,
+    /// The range is the line of this lock: its key is told as written whenever somebody comes, goes, or writes there.
+    lock: Option<Key>,
+}
+
+impl Subject {
+    fn of(session: &Session, target: &Target) -> Self {
+        let (range, lock) = match target {
+            Target::Key(key) => (Range::one(session.path(key)), None),
+            Target::Tree(dir) => (Range::beneath(session.prefix(dir)), None),
+            Target::Lock(key) => (line::beneath(&session.path(key)), Some(key.clone())),
+        };
+        Subject { range, lock }
+    }
+
+    /// What there is, as it was found at `revision`.
+    fn state(&self, session: &Session, found: Vec<PbKeyValue>, revision: i64) -> Vec<KvPair> {
+        match &self.lock {
+            None => found.into_iter().filter_map(|found| events::pair(session, found)).collect(),
+            Some(lock) => vec![stirred(lock, revision)],
+        }
+    }
+
+    fn changes(&self, session: &Session, events: Vec<PbEvent>) -> Vec<Change> {
+        let Some(lock) = &self.lock else {
+            return events.into_iter().filter_map(|event| events::change(session, event)).collect();
+        };
+        // Ordinary keys may be beneath it too. Of what is gone the server doesn't say what it was.
+        let concerns = |event: &&PbEvent| events::put(event).is_none_or(line::is_contender);
+        let last = events.iter().rfind(concerns).map(events::revision);
+        last.map(|revision| Change::Put(stirred(lock, revision))).into_iter().collect()
+    }
+}
+
+/// A lock about which something is new at `revision`.
+fn stirred(lock: &Key, revision: i64) -> KvPair {
+    KvPair { key: lock.clone(), value: Bytes::new(), version: version(revision) }
+}
+
 /// One watch, for as long as somebody follows it.
 struct Follower {
     watches: Rc<Watches>,
-    range: Range,
+    subject: Subject,
     stage: Stage,
 }
 
@@ -97,11 +139,11 @@ impl Follower {
         loop {
             let (stage, update) = match self.stage {
                 Stage::Beginning(after) => {
-                    let (feed, update) = self.watches.begin(&self.range, after).await?;
+                    let (feed, update) = self.watches.begin(&self.subject, after).await?;
                     (Stage::Following(feed, Joint::default()), Some(update))
                 }
                 Stage::Following(mut feed, joint) => match feed.next().await? {
-                    News::Events { events, more } => self.watches.join(feed, joint, events, more),
+                    News::Events { events, more } => self.watches.join(&self.subject, feed, joint, events, more),
                     // The server has forgotten what comes next: only a new listing tells how things are.
                     News::Cancelled { compacted: true, .. } => (Stage::Beginning(None), None),
                     News::Cancelled { reason, .. } => {
@@ -118,18 +160,18 @@ impl Follower {
 }
 
 impl Watches {
-    async fn begin(&self, range: &Range, after: Option<Place>) -> Result<(Feed, Update)> {
+    async fn begin(&self, subject: &Subject, after: Option<Place>) -> Result<(Feed, Update)> {
         let _turn = self.beginnings.acquire().await;
-        let begin = async || self.try_to_begin(range, after).await;
+        let begin = async || self.try_to_begin(subject, after).await;
         // In a box of its own, so that what a watch holds for all its life stays small.
         Box::pin(self.session.authenticated(begin)).await
     }
 
-    async fn try_to_begin(&self, range: &Range, after: Option<Place>) -> Result<(Feed, Update)> {
+    async fn try_to_begin(&self, subject: &Subject, after: Option<Place>) -> Result<(Feed, Update)> {
         let hub = self.hub().await?;
         let begun = match after {
-            Some(after) => self.resume(&hub, range, after).await,
-            None => self.start(&hub, range).await,
+            Some(after) => self.resume(&hub, subject, after).await,
+            None => self.start(&hub, subject).await,
         };
         if let Err(Error::Unauthenticated { .. }) = begun {
             self.retire(&hub);
@@ -162,7 +204,8 @@ impl Watches {
     }
 
     /// Goes on where an earlier watch ended, if it is on the same road.
-    async fn resume(&self, hub: &Rc<Hub>, range: &Range, after: Place) -> Result<(Feed, Update)> {
+    async fn resume(&self, hub: &Rc<Hub>, subject: &Subject, after: Place) -> Result<(Feed, Update)> {
+        let range = &subject.range;
         let history = hub.era().history;
         if after.history == history || (after.empty && hub.meanwhile(self.was_empty(range, after.revision)).await?) {
             let feed = hub.clone().watch(events_after(range, after.revision)).await?;
@@ -172,7 +215,7 @@ impl Watches {
                 return Ok((feed, Update::Changes { changes: Vec::new(), position }));
             }
         }
-        self.start(hub, range).await
+        self.start(hub, subject).await
     }
 
     async fn was_empty(&self, range: &Range, revision: i64) -> Result<bool> {
@@ -182,20 +225,27 @@ impl Watches {
     }
 
     /// Tells how things are, and follows from there.
-    async fn start(&self, hub: &Rc<Hub>, range: &Range) -> Result<(Feed, Update)> {
-        let (found, revision) = hub.meanwhile(range::snapshot(&self.session, range.clone())).await?;
-        let feed = hub.clone().watch(events_after(range, revision)).await?;
+    async fn start(&self, hub: &Rc<Hub>, subject: &Subject) -> Result<(Feed, Update)> {
+        let (found, revision) = hub.meanwhile(range::snapshot(&self.session, subject.range.clone())).await?;
+        let feed = hub.clone().watch(events_after(&subject.range, revision)).await?;
         let era = hub.era();
         if let Some(newest) = found.iter().max_by_key(|found| found.mod_revision) {
             self.chronicle.witness(era, newest, revision);
         }
         let place = Place { history: era.history, revision, empty: found.is_empty() };
-        let pairs = found.into_iter().filter_map(|found| events::pair(&self.session, found)).collect();
+        let pairs = subject.state(&self.session, found, revision);
         Ok((feed, Update::State { pairs, position: Some(place.position()) }))
     }
 
     /// The changes of the revisions that are complete with these events.
-    fn join(&self, feed: Feed, mut joint: Joint, part: Vec<PbEvent>, more: bool) -> (Stage, Option<Update>) {
+    fn join(
+        &self,
+        subject: &Subject,
+        feed: Feed,
+        mut joint: Joint,
+        part: Vec<PbEvent>,
+        more: bool,
+    ) -> (Stage, Option<Update>) {
         let events = joint.join(part, more);
         let era = feed.era();
         if let Some(put) = events.iter().rev().find_map(events::put) {
@@ -204,7 +254,7 @@ impl Watches {
         let revision = events.last().map(events::revision);
         let update = revision.map(|revision| {
             let place = Place { history: era.history, revision, empty: false };
-            let changes = events.into_iter().filter_map(|event| events::change(&self.session, event)).collect();
+            let changes = subject.changes(&self.session, events);
             Update::Changes { changes, position: Some(place.position()) }
         });
         (Stage::Following(feed, joint), update)

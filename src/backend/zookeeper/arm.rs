@@ -27,7 +27,7 @@ pub(super) enum Reach {
 impl Reach {
     pub(super) fn of(target: &Target) -> Self {
         match target {
-            Target::Key(_) => Reach::Node,
+            Target::Key(_) | Target::Lock(_) => Reach::Node,
             Target::Tree(_) => Reach::Tree,
         }
     }

@@ -77,7 +77,7 @@ impl Hub {
     /// Has the server tell of changes at `target`, from when the inbox says that the watch stands.
     pub(super) fn follow(self: &Rc<Self>, session: &Rc<Session>, target: &Target) -> Following {
         let path = match target {
-            Target::Key(key) => session.paths.key(key),
+            Target::Key(key) | Target::Lock(key) => session.paths.key(key),
             Target::Tree(dir) => session.paths.dir(dir),
         };
         let inbox = Rc::new(Inbox::new(target.clone()));

@@ -48,7 +48,7 @@ impl Inbox {
     pub(super) fn stand_anew(&self) {
         let stood = self.content.borrow().standing;
         match &self.target {
-            Target::Key(key) if stood => self.mark(key),
+            Target::Key(key) | Target::Lock(key) if stood => self.mark(key),
             _ => self.stand(),
         }
     }

@@ -63,7 +63,7 @@ impl Follower {
     async fn state(&self) -> Result<Vec<KvPair>> {
         let session = self.session.upgrade().ok_or(Error::Closed)?;
         match &self.following.inbox.target {
-            Target::Key(key) => {
+            Target::Key(key) | Target::Lock(key) => {
                 let _turn = self.following.limits.requests.acquire().await;
                 let pair = session.read(key, Consistency::Linearizable).await?;
                 Ok(pair.into_iter().collect())
