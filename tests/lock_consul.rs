@@ -7,7 +7,7 @@ mod common;
 
 use common::{Kind, Proxy, Server, Setup, http, namespace};
 use futures_util::future::{join_all, try_join_all};
-use kvactor::{Error, LeaderEvent, LockGuard, LockOptions, Operation, Result, Store};
+use kvactor::{Error, LockGuard, LockOptions, Operation, Result, Store};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
