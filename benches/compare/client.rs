@@ -5,6 +5,9 @@ use std::error::Error;
 
 pub(crate) type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
+/// What a lock's key has as its value while it is held.
+pub(crate) const HOLDER: &str = "v";
+
 /// A library and the server that it is to speak to.
 pub(crate) trait Peer: Sync {
     type Client: Client;
@@ -16,11 +19,19 @@ pub(crate) trait Peer: Sync {
 /// One connection, as an application has it.
 pub(crate) trait Client {
     type Watch: Watch;
+    /// What is known of a lock that is held.
+    type Held;
 
     async fn put(&mut self, key: &str, value: Bytes) -> Result<()>;
 
     /// Follows a key that exists. What is written from when this returns is told.
     async fn watch(&mut self, key: &str) -> Result<Self::Watch>;
+
+    /// Gets a lock, when nobody else has it any more.
+    async fn lock(&mut self, key: &str) -> Result<Self::Held>;
+
+    /// Gives the lock back. It is free when this returns.
+    async fn unlock(&mut self, held: Self::Held) -> Result<()>;
 
     async fn close(self) -> Result<()>;
 }

@@ -1,8 +1,8 @@
 //! Ours.
 
-use crate::client::{self, Result};
+use crate::client::{self, HOLDER, Result};
 use crate::site::Site;
-use ::kvactor::{Error, Store, WatchEvent, WatchStream};
+use ::kvactor::{Error, LockGuard, LockOptions, Store, WatchEvent, WatchStream};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
@@ -39,6 +39,7 @@ impl client::Peer for Peer {
 
 impl client::Client for Store {
     type Watch = WatchStream;
+    type Held = LockGuard;
 
     async fn put(&mut self, key: &str, value: Bytes) -> Result<()> {
         Store::put(self, key, value).await?;
@@ -47,6 +48,14 @@ impl client::Client for Store {
 
     async fn watch(&mut self, key: &str) -> Result<WatchStream> {
         Ok(Store::watch(self, key).await?)
+    }
+
+    async fn lock(&mut self, key: &str) -> Result<LockGuard> {
+        Ok(self.lock_with(key, LockOptions { value: HOLDER.into(), ..LockOptions::default() }).await?)
+    }
+
+    async fn unlock(&mut self, held: LockGuard) -> Result<()> {
+        Ok(held.unlock().await?)
     }
 
     async fn close(self) -> Result<()> {

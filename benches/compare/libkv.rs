@@ -1,12 +1,13 @@
 //! Docker's libkv (Go), by a program that drives it through its public API and prints a line of JSON for each measurement.
 //!
-//! `KVACTOR_PEER_LIBKV` names the program. It takes `-backend consul|etcd|zk -endpoint HOST:PORT -op watch_latency -samples N
-//! -gap 20ms -value-size BYTES`, watches on a store of its own, and measures as [`watch`](crate::watch) does.
+//! `KVACTOR_PEER_LIBKV` names the program. It takes `-backend consul|etcd|zk -endpoint HOST:PORT` and what [`arguments`] has for
+//! each subject, and measures as the subject's module does, with a store of its own for either side.
 
+use crate::Subject;
 use crate::client::Result;
 use crate::common::Server;
+use crate::options::Options;
 use crate::report::Figures;
-use crate::watch::Plan;
 use serde::Deserialize;
 use std::path::Path;
 use std::process::Command;
@@ -21,6 +22,7 @@ pub(crate) const MISSING: &str = "KVACTOR_PEER_LIBKV doesn't name its program";
 struct Line {
     ops: u64,
     errors: u64,
+    seconds: f64,
     p50_us: f64,
     p99_us: f64,
     extra: Extra,
@@ -31,17 +33,26 @@ struct Extra {
     max_us: f64,
 }
 
-pub(crate) fn watch_latency(program: Option<&Path>, server: &Server, plan: &Plan) -> Result<Figures> {
+pub(crate) fn measure(program: Option<&Path>, subject: Subject, server: &Server, options: &Options) -> Result<Figures> {
     let output = Command::new(program.ok_or(MISSING)?)
-        .args(["-op", "watch_latency", "-backend", server.kind().scheme()])
-        .args(["-endpoint", &server.address().to_string()])
-        .args(["-samples", &plan.samples.to_string()])
-        .args(["-gap", &format!("{}us", plan.gap.as_micros())])
-        .args(["-value-size", &plan.value_size.to_string()])
+        .args(["-backend", server.kind().scheme(), "-endpoint", &server.address().to_string()])
+        .args(arguments(subject, options))
         .output()?;
     if !output.status.success() {
         return Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)).into());
     }
-    let Line { ops, errors, p50_us, p99_us, extra } = serde_json::from_slice(&output.stdout)?;
-    Ok(Figures { samples: ops, lost: errors, p50_us, p99_us, max_us: extra.max_us })
+    let Line { ops, errors, seconds, p50_us, p99_us, extra } = serde_json::from_slice(&output.stdout)?;
+    Ok(Figures { samples: ops, lost: errors, seconds, p50_us, p99_us, max_us: extra.max_us })
+}
+
+fn arguments(subject: Subject, options: &Options) -> Vec<String> {
+    let Options { samples, gap, value_size, lock_time, handoffs, .. } = options;
+    let arguments = match subject {
+        Subject::Watch => {
+            format!("-op watch_latency -samples {samples} -gap {}us -value-size {value_size}", gap.as_micros())
+        }
+        Subject::Lock => format!("-op lock_reuse -seconds {}", lock_time.as_secs_f64()),
+        Subject::Handoff => format!("-op lock_handoff -samples {handoffs}"),
+    };
+    arguments.split(' ').map(str::to_owned).collect()
 }

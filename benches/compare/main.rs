@@ -4,15 +4,17 @@
 //! KVACTOR_PEER_LIBKV=path/to/libkv cargo bench --all-features --bench compare
 //! ```
 //!
-//! What is compared is one module each: [`watch`] so far. A further one needs what it calls in [`client::Client`], the figures
-//! that it takes in [`report`], and an arm in [`measure`].
+//! What is compared is one module each: [`watch`], [`lock`], [`handoff`]. A further one needs a [`Subject`], what it calls in
+//! [`client::Client`], its two columns in [`report`], what the compiler then misses, and libkv's operation in [`libkv`].
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
 mod client;
+mod handoff;
 mod kvactor;
 mod libkv;
+mod lock;
 mod options;
 mod raw;
 mod report;
@@ -21,10 +23,36 @@ mod watch;
 
 use client::{Result, Runtime};
 use options::Options;
-use report::{Figures, Report};
+use report::{Case, Figures, Report};
 use site::{Backend, Site};
 use std::fmt;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    /// The latency from put to event.
+    Watch,
+    /// How often a lock is got and given back that nobody else wants.
+    Lock,
+    /// The latency from the release of a lock to the next holder.
+    Handoff,
+}
+
+impl Subject {
+    const ALL: [Subject; 3] = [Subject::Watch, Subject::Lock, Subject::Handoff];
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Subject::Watch => "watch",
+            Subject::Lock => "lock",
+            Subject::Handoff => "handoff",
+        })
+    }
+}
 
 /// Who is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,25 +96,42 @@ fn main() -> Result<ExitCode> {
     Ok(if report.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// All rounds on one backend, whose server runs alone meanwhile.
+/// All that is compared on one backend, whose server runs alone meanwhile.
 fn compare(backend: Backend, options: &Options, report: &mut Report) -> Result<()> {
     let mut peers: Vec<_> = options.peers.iter().copied().filter(|peer| peer.runs_on(backend)).collect();
+    let cases = |peer| options.subjects.iter().map(move |subject| Case { subject: *subject, backend, peer });
     let Some(site) = Site::open(backend, options.libkv.is_some())? else {
-        peers.iter().for_each(|peer| report.skip(backend, *peer, "no server"));
+        peers.into_iter().flat_map(cases).for_each(|case| report.skip(case, "no server"));
         return Ok(());
     };
     if options.libkv.is_none() && peers.contains(&Peer::Libkv) {
-        report.skip(backend, Peer::Libkv, libkv::MISSING);
+        cases(Peer::Libkv).for_each(|case| report.skip(case, libkv::MISSING));
         peers.retain(|peer| *peer != Peer::Libkv);
     }
-    if let Err(error) = warm_up(&site, options) {
-        report.fail(backend, Peer::KvactorTokio, &*error);
+    for subject in &options.subjects {
+        take_turns(*subject, backend, &site, peers.clone(), options, report)?;
+    }
+    Ok(())
+}
+
+/// All rounds of one comparison.
+fn take_turns(
+    subject: Subject,
+    backend: Backend,
+    site: &Site,
+    mut peers: Vec<Peer>,
+    options: &Options,
+    report: &mut Report,
+) -> Result<()> {
+    let case = |peer| Case { subject, backend, peer };
+    if let Err(error) = warm_up(subject, site, options) {
+        report.fail(case(Peer::KvactorTokio), &*error);
     }
     for round in 1..=options.rounds {
         for peer in &peers {
-            match measure(*peer, &site, options) {
-                Ok(figures) => report.add(backend, *peer, round, figures)?,
-                Err(error) => report.fail(backend, *peer, &*error),
+            match measure(subject, *peer, site, options) {
+                Ok(figures) => report.add(case(*peer), round, figures)?,
+                Err(error) => report.fail(case(*peer), &*error),
             }
         }
         // Nobody is always the one who comes behind the same other.
@@ -96,22 +141,35 @@ fn compare(backend: Backend, options: &Options, report: &mut Report) -> Result<(
 }
 
 /// A server has more to do at first, and ZooKeeper is compiled as it runs: that isn't to be the first one's burden.
-fn warm_up(site: &Site, options: &Options) -> Result<()> {
-    let options = Options { gap: std::time::Duration::ZERO, ..options.clone() };
-    measure(Peer::KvactorTokio, site, &options).map(drop)
+fn warm_up(subject: Subject, site: &Site, options: &Options) -> Result<()> {
+    let options = Options { gap: Duration::ZERO, ..options.clone() };
+    measure(subject, Peer::KvactorTokio, site, &options).map(drop)
 }
 
-fn measure(peer: Peer, site: &Site, options: &Options) -> Result<Figures> {
-    let plan = &options.plan();
+fn measure(subject: Subject, peer: Peer, site: &Site, options: &Options) -> Result<Figures> {
+    let ours = |runtime| measure_here(subject, &kvactor::Peer::at(site), runtime, options);
     match (peer, site) {
-        (Peer::Kvactor, _) => watch::latency(&kvactor::Peer::at(site), Runtime::Actix, plan),
-        (Peer::KvactorTokio, _) => watch::latency(&kvactor::Peer::at(site), Runtime::Tokio, plan),
-        (Peer::Libkv, Site::Server(server)) => libkv::watch_latency(options.libkv.as_deref(), server, plan),
-        (Peer::Raw, Site::Server(server)) => match server.kind() {
-            common::Kind::Consul => watch::latency(&raw::consul::Peer::at(server), Runtime::Actix, plan),
-            common::Kind::Etcd => watch::latency(&raw::etcd::Peer::at(server), Runtime::Actix, plan),
-            common::Kind::ZooKeeper => watch::latency(&raw::zookeeper::Peer::at(server), Runtime::Actix, plan),
-        },
+        (Peer::Kvactor, _) => ours(Runtime::Actix),
+        (Peer::KvactorTokio, _) => ours(Runtime::Tokio),
+        (Peer::Libkv, Site::Server(server)) => libkv::measure(options.libkv.as_deref(), subject, server, options),
+        (Peer::Raw, Site::Server(server)) => measure_raw(subject, server, options),
         (Peer::Raw | Peer::Libkv, Site::Folder(_) | Site::Memory) => Err("there is no server to speak to".into()),
+    }
+}
+
+fn measure_raw(subject: Subject, server: &common::Server, options: &Options) -> Result<Figures> {
+    match server.kind() {
+        common::Kind::Consul => measure_here(subject, &raw::consul::Peer::at(server), Runtime::Actix, options),
+        common::Kind::Etcd => measure_here(subject, &raw::etcd::Peer::at(server), Runtime::Actix, options),
+        common::Kind::ZooKeeper => measure_here(subject, &raw::zookeeper::Peer::at(server), Runtime::Actix, options),
+    }
+}
+
+/// What is measured of a peer that runs in this process.
+fn measure_here(subject: Subject, peer: &impl client::Peer, runtime: Runtime, options: &Options) -> Result<Figures> {
+    match subject {
+        Subject::Watch => watch::latency(peer, runtime, &options.plan()),
+        Subject::Lock => lock::rate(peer, runtime, options.lock_time),
+        Subject::Handoff => handoff::latency(peer, runtime, options.handoffs),
     }
 }

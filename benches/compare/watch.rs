@@ -79,20 +79,21 @@ async fn write(
     let _ = exists.send(());
     until(&mut told, 0).await?;
     sleep(SETTLE).await;
-    let (mut latencies, mut lost) = (Histogram::<u64>::new(3)?, 0);
+    let (mut latencies, mut lost, begun) = (Histogram::<u64>::new(3)?, 0, Instant::now());
     for number in 1..=plan.samples {
         let value = value(number, plan.value_size);
-        let begun = Instant::now();
+        let sent = Instant::now();
         client.put(KEY, value).await?;
         match timeout(PATIENCE, until(&mut told, number)).await {
-            Ok(at) => latencies.record(u64::try_from((at? - begun).as_nanos())?)?,
+            Ok(at) => latencies.record(u64::try_from((at? - sent).as_nanos())?)?,
             Err(_) => lost += 1,
         }
         sleep(plan.gap).await;
     }
+    let took = begun.elapsed();
     drop(told);
     client.close().await?;
-    Ok(Figures::new(&latencies, lost))
+    Ok(Figures::new(&latencies, lost, took))
 }
 
 /// When the watcher had the value with this number.

@@ -1,9 +1,16 @@
-//! etcd-client: Put, and a Watch stream.
+//! etcd-client: Put, and a Watch stream. A lock is what etcd's own Go package makes of it, in fewer requests: a transaction puts
+//! the contender and tells who came before it; another takes it away. Who waits watches the one ahead, and then looks again.
 
-use crate::client::{self, Result};
+use crate::client::{self, HOLDER, Result};
 use crate::common::Server;
 use bytes::Bytes;
-use etcd_client::{Client, WatchStream};
+use etcd_client::{
+    Client, Compare, CompareOp, EventType, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    TxnOpResponse, WatchFilterType, WatchOptions, WatchStream,
+};
+
+/// How long a lock lasts that isn't renewed: longer than a turn.
+const LEASE_SECONDS: i64 = 60;
 
 pub(crate) struct Peer {
     address: String,
@@ -16,23 +23,31 @@ impl Peer {
 }
 
 impl client::Peer for Peer {
-    type Client = Client;
+    type Client = Connection;
 
-    async fn connect(&self) -> Result<Client> {
-        Ok(Client::connect([&self.address], None).await?)
+    async fn connect(&self) -> Result<Connection> {
+        let mut client = Client::connect([&self.address], None).await?;
+        let lease = client.lease_grant(LEASE_SECONDS, None).await?.id();
+        Ok(Connection { client, lease })
     }
 }
 
-impl client::Client for Client {
+pub(crate) struct Connection {
+    client: Client,
+    lease: i64,
+}
+
+impl client::Client for Connection {
     type Watch = WatchStream;
+    type Held = Contender;
 
     async fn put(&mut self, key: &str, value: Bytes) -> Result<()> {
-        Client::put(self, path(key), value, None).await?;
+        self.client.put(path(key), value, None).await?;
         Ok(())
     }
 
     async fn watch(&mut self, key: &str) -> Result<WatchStream> {
-        let mut stream = Client::watch(self, path(key), None).await?;
+        let mut stream = self.client.watch(path(key), None).await?;
         let first = stream.message().await?;
         match first.is_some_and(|first| first.created()) {
             true => Ok(stream),
@@ -40,9 +55,62 @@ impl client::Client for Client {
         }
     }
 
-    async fn close(self) -> Result<()> {
+    async fn lock(&mut self, key: &str) -> Result<Contender> {
+        let line = format!("{}/", path(key));
+        let name = format!("{line}{:x}", self.lease);
+        let put = TxnOp::put(name.as_str(), HOLDER, Some(PutOptions::new().with_lease(self.lease)));
+        let is_new = Compare::create_revision(name.as_str(), CompareOp::Equal, 0);
+        let last_two = TxnOp::get(line.as_str(), Some(latest().with_limit(2)));
+        let answer = self.client.txn(Txn::new().when([is_new]).and_then([put, last_two])).await?;
+        let made = answer.header().ok_or("an answer without a revision")?.revision();
+        let Some(TxnOpResponse::Get(found)) = answer.op_responses().into_iter().nth(1) else {
+            return Err("the contender was there already".into());
+        };
+        let mut ahead = found.kvs().get(1).map(KeyValue::key).map(<[u8]>::to_vec);
+        while let Some(rival) = ahead {
+            self.until_deleted(rival, made).await?;
+            let before = latest().with_limit(1).with_max_create_revision(made - 1);
+            let found = self.client.get(line.as_str(), Some(before)).await?;
+            ahead = found.kvs().first().map(KeyValue::key).map(<[u8]>::to_vec);
+        }
+        Ok(Contender { name, made })
+    }
+
+    async fn unlock(&mut self, Contender { name, made }: Contender) -> Result<()> {
+        let is_it = Compare::create_revision(name.as_str(), CompareOp::Equal, made);
+        let answer = self.client.txn(Txn::new().when([is_it]).and_then([TxnOp::delete(name, None)])).await?;
+        if answer.succeeded() { Ok(()) } else { Err("the lock was lost".into()) }
+    }
+
+    async fn close(mut self) -> Result<()> {
+        self.client.lease_revoke(self.lease).await?;
         Ok(())
     }
+}
+
+impl Connection {
+    /// Waits until a key is deleted that was there at a revision.
+    async fn until_deleted(&mut self, key: Vec<u8>, seen: i64) -> Result<()> {
+        let options = WatchOptions::new().with_start_revision(seen + 1).with_filters([WatchFilterType::NoPut]);
+        let mut stream = self.client.watch(key, Some(options)).await?;
+        while let Some(response) = stream.message().await? {
+            if response.events().iter().any(|event| event.event_type() == EventType::Delete) {
+                return Ok(());
+            }
+        }
+        Err("the stream ended".into())
+    }
+}
+
+/// The key by which a lock is held, and the revision that made it.
+pub(crate) struct Contender {
+    name: String,
+    made: i64,
+}
+
+/// Of a line of contenders, those who came last.
+fn latest() -> GetOptions {
+    GetOptions::new().with_prefix().with_keys_only().with_sort(SortTarget::Create, SortOrder::Descend)
 }
 
 impl client::Watch for WatchStream {
