@@ -42,6 +42,9 @@ impl Ground {
 /// The version of a lock's znode that was made with its line.
 const OPENED: u64 = 1;
 
+/// How many znodes a contender of ours has.
+const TWINS: i32 = 2;
+
 /// A znode in whichever version.
 const ANY_VERSION: i32 = -1;
 
@@ -235,18 +238,15 @@ impl<'c> Contest<'c> {
     }
 
     /// Takes the contender away, and the lock's znode with the last. Returns whether the contender was there.
+    ///
+    /// It looks first whether others are in line: the server writes to its log what it refuses as well, so that a multi in vain
+    /// takes longer than a look.
     pub(super) async fn release(&self, place: &Place) -> Result<bool> {
         let twins = self.twins(&place.id);
-        let closed = self.send_closing(&twins, place.seen);
-        // Where others are in line that had no effect, and this goes behind it at once: they wait for it.
-        let left = self.send_leaving(&twins).send();
-        let above = (place.seen > 0).then(|| self.session.paths.directory_of(&self.path)).flatten();
-        let swept = self.session.send_sweep(above);
-        let (closed, left, ()) = tokio::join!(closed, left, swept);
-        if closed {
+        if self.is_alone(place.seen).await && self.close(&twins, place.seen).await {
             return Ok(true);
         }
-        let was_there = match left {
+        let was_there = match self.leaving(&twins).send().await {
             Ok(_) => true,
             Err(Failure::NoNode) => self.leave_one_by_one(&twins).await?,
             Err(failure) => return Err(self.session.read_error(failure)),
@@ -255,26 +255,28 @@ impl<'c> Contest<'c> {
         Ok(was_there)
     }
 
-    fn send_leaving(&self, twins: &[String; 2]) -> Batch<'c> {
+    /// Whether nothing but the twins is beneath the lock's znode, which may be removed at that version. It may not be so any
+    /// more.
+    async fn is_alone(&self, removable_at: u64) -> bool {
+        let stat = if removable_at > 0 { self.session.client.check_stat(&self.path).await } else { Ok(None) };
+        matches!(stat, Ok(Some(stat)) if stat.num_children == TWINS && u64::try_from(stat.version) == Ok(removable_at))
+    }
+
+    /// Takes away the contender and the lock's znode, and the directories above that have nothing else in them. `false`: others
+    /// are in line, or something else is in the way.
+    async fn close(&self, twins: &[String; 2], removable_at: u64) -> bool {
+        let Ok(version) = i32::try_from(removable_at) else { return false };
+        let mut batch = self.leaving(twins);
+        batch.delete(&self.path, version);
+        let closed = batch.send();
+        let swept = self.session.send_sweep(self.session.paths.directory_of(&self.path));
+        tokio::join!(closed, swept).0.is_ok()
+    }
+
+    fn leaving(&self, twins: &[String; 2]) -> Batch<'c> {
         let mut batch = Batch::new(self.session);
         twins.iter().for_each(|path| batch.delete(path, ANY_VERSION));
         batch
-    }
-
-    /// Takes away the lock's znode as well, if that is possible.
-    fn send_closing(&self, twins: &[String; 2], removable_at: u64) -> impl Future<Output = bool> + use<'c> {
-        let version = i32::try_from(removable_at).ok().filter(|version| *version > 0);
-        let sent = version.map(|version| {
-            let mut batch = self.send_leaving(twins);
-            batch.delete(&self.path, version);
-            batch.send()
-        });
-        async move {
-            match sent {
-                Some(sent) => sent.await.is_ok(),
-                None => false,
-            }
-        }
     }
 
     /// Somebody has taken one of them away, or both. Returns whether the one was there that the lock is held by.
