@@ -71,6 +71,8 @@ mod lock;
 #[cfg(all(test, feature = "memory"))]
 mod lock_tests;
 pub mod messages;
+#[cfg(all(test, feature = "memory"))]
+mod queue_tests;
 mod registration;
 #[cfg(all(test, feature = "memory"))]
 mod resilience_tests;

@@ -1,8 +1,9 @@
 //! [`Locks`]: one actor for each lock that is held or waited for, however many want it.
 
+use super::contender::Left;
 use super::errand::Errands;
 use super::grants::Grants;
-use super::lock::{Acquired, Left, Lock, Wish};
+use super::lock::{Acquired, Lock, Wish};
 use super::watchers::Watchers;
 use crate::backend::{Progress, locking};
 use crate::error::{Error, Result};

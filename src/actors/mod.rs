@@ -1,6 +1,7 @@
 //! The actors and tasks of a store; all of them live on one thread.
 
 pub(crate) mod connection;
+mod contender;
 pub(crate) mod election;
 pub(crate) mod errand;
 mod grants;
