@@ -442,6 +442,30 @@ fn giving_back_goes_on_through_an_outage() {
     });
 }
 
+/// A request that is late could hit an acquisition that the server can't tell from the one that it was meant for.
+#[test]
+fn no_acquisition_begins_with_a_grant_that_has_requests_on_their_way() {
+    paused(async {
+        for fault in [|| Fine, || LoseAnswer, || Hang] {
+            let script = Script::new();
+            let (store, other) = (open(&script).await, other(&script).await);
+            let patient = store.with_request_timeout(seconds(60));
+            let elsewhere = store.lock_with("elsewhere", wish()).await.unwrap();
+            let guard = patient.lock_with("k", wish()).await.unwrap();
+            script.locks.leave.then([fault()]);
+            guard.unlock().await.unwrap();
+            store.lock_with("k", wish()).await.unwrap().unlock().await.unwrap();
+            let grants = if matches!(fault(), Fine) { 1 } else { 2 };
+            assert_eq!(script.locks.grant.called(), grants);
+            // Those who have it already go on.
+            sleep(seconds(120)).await;
+            assert!(elsewhere.is_held());
+            elsewhere.unlock().await.unwrap();
+            assert_nothing_left(&store, &other).await;
+        }
+    });
+}
+
 #[test]
 fn closing_gives_all_back_whatever_the_driver_does() {
     paused(async {

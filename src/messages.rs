@@ -410,11 +410,10 @@ impl Call<TxnOutcome> for Guarded {
     }
     fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
         let guarded = async {
-            self.hold.require()?;
             let Hold { bid, place, .. } = &*self.hold;
             locking(backend)?.guarded(bid, place, &self.checks, &self.operations).await
         };
-        Box::pin(committed(leases, &self.operations, guarded))
+        Box::pin(committed(leases, &self.operations, self.hold.asking(guarded)))
     }
 }
 
@@ -433,10 +432,8 @@ impl Call<()> for Publish {
         rules.value(self.hold.key(), &self.value)
     }
     fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
-        Box::pin(async {
-            self.hold.require()?;
-            locking(backend)?.publish(&self.hold.bid, &self.hold.place, &self.value).await
-        })
+        let publish = async { locking(backend)?.publish(&self.hold.bid, &self.hold.place, &self.value).await };
+        Box::pin(self.hold.asking(publish))
     }
 }
 

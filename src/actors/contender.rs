@@ -66,10 +66,17 @@ pub(super) async fn leave(errands: &Errands, Leaving { bid, progress, tenure }: 
     if *progress == Progress::New {
         return Ok(true);
     }
+    if *progress == Progress::Unknown {
+        // What was to make the contender may arrive after all.
+        tenure.taint();
+    }
     let doubtful = std::cell::Cell::new(false);
     let step = async |session: &Session| {
-        // Once an answer was lost, what is gone may have gone by us, 
+        // Once an answer was lost, what is gone may have gone by us, and the request may arrive late.
         let doubted = doubtful.replace(true);
+        if doubted {
+            tenure.taint();
+        }
         let left = locking(&*session.backend)?.leave(bid, progress).await?;
         Ok(left || doubted)
     };

@@ -43,6 +43,8 @@ pub(super) struct Kept {
     pub(super) grant: Grant,
     pub(super) tenure: Arc<Tenure>,
     used: Cell<Moment>,
+    /// Whether it is the one for its TTL: a tainted one is followed by another while those who have it go on.
+    is_current: Cell<bool>,
     /// Somebody wants the grant to be renewed at once, to see whether it still stands.
     doubted: Notify,
 }
@@ -74,7 +76,7 @@ impl Grants {
     pub(super) async fn get(&self, ttl: Duration, session: &Session) -> Result<Rc<Kept>> {
         let place = self.0.kept.borrow_mut().entry(ttl).or_default().clone();
         let mut place = place.lock().await;
-        if let Some(kept) = place.as_ref().filter(|kept| kept.tenure.is_live()) {
+        if let Some(kept) = place.as_ref().filter(|kept| kept.tenure.is_live() && !kept.tenure.is_tainted()) {
             kept.used.set(now());
             return Ok(kept.clone());
         }
@@ -82,8 +84,10 @@ impl Grants {
         let grant = self.0.errands.once(session, async { locking(&*session.backend)?.grant(ttl).await }).await?;
         debug!(id = grant.id, ttl = ?grant.ttl, "a grant for locks was opened");
         let (tenure, used) = (Arc::new(Tenure::new(sent, grant.ttl)), Cell::new(now()));
-        let kept = Rc::new(Kept { grant, tenure, used, doubted: Notify::new() });
-        *place = Some(kept.clone());
+        let kept = Rc::new(Kept { grant, tenure, used, is_current: Cell::new(true), doubted: Notify::new() });
+        if let Some(before) = place.replace(kept.clone()) {
+            before.is_current.set(false);
+        }
         spawn_local(self.clone().look_after(kept.clone(), ttl));
         Ok(kept)
     }
@@ -144,7 +148,7 @@ impl Grants {
 
     /// Whether nobody but the list and the task has the grant, and nobody had for the time of a renewal, as far as was looked.
     fn is_idle(&self, kept: &Rc<Kept>) -> bool {
-        if Rc::strong_count(kept) > 2 {
+        if Rc::strong_count(kept) > 1 + usize::from(kept.is_current.get()) {
             kept.used.set(now());
         }
         now().since(kept.used.get()) >= kept.grant.ttl / RENEWALS

@@ -1,6 +1,6 @@
 //! [`Hold`]: one acquisition of a lock, as its holder and the lock's actor share it.
 
-use super::Tenure;
+use super::{InDoubt, Tenure};
 use crate::backend::{Bid, Place};
 use crate::error::{Error, Result};
 use crate::key::Key;
@@ -65,6 +65,14 @@ impl Hold {
             true => Duration::ZERO,
             false => self.tenure.remaining(),
         }
+    }
+
+    /// Makes a request that counts on the lock being held. While it may be on its way no acquisition begins with the same grant:
+    /// the server couldn't tell the two apart.
+    pub(crate) async fn asking<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
+        self.require()?;
+        let doubt = InDoubt::new(&self.tenure);
+        doubt.answered(request.await)
     }
 
     pub(crate) fn ttl(&self) -> Duration {

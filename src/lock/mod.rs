@@ -9,4 +9,4 @@ pub use event::{LockEvent, LockEvents};
 pub(crate) use guard::{Ending, Owner, guarded, lost, publish};
 pub use guard::{LockGuard, LockOptions};
 pub(crate) use hold::{Hold, LockState};
-pub(crate) use tenure::{Tenure, TenureState};
+pub(crate) use tenure::{InDoubt, Tenure, TenureState};

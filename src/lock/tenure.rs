@@ -1,7 +1,9 @@
 //! [`Tenure`]: until when the locks of one grant are held for certain, by this machine's own clock.
 
 use crate::clock::{Moment, now};
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::error::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -29,18 +31,29 @@ pub(crate) struct Tenure {
     deadline: AtomicU64,
     ttl: Duration,
     state: watch::Sender<TenureState>,
+    tainted: AtomicBool,
 }
 
 impl Tenure {
     /// The tenure of a grant that lasts `ttl` from `sent` on.
     pub(crate) fn new(sent: Moment, ttl: Duration) -> Self {
         let deadline = AtomicU64::new(deadline(sent, ttl).nanos());
-        Tenure { deadline, ttl, state: watch::Sender::new(TenureState::Firm) }
+        Tenure { deadline, ttl, state: watch::Sender::new(TenureState::Firm), tainted: AtomicBool::new(false) }
     }
 
     /// How long the grant lasts at the server after each renewal.
     pub(crate) fn ttl(&self) -> Duration {
         self.ttl
+    }
+
+    /// A request on behalf of the grant may still be on its way, and arrive when a later acquisition holds the lock: the grant is
+    /// for those who have it already, and no acquisition begins with it.
+    pub(crate) fn taint(&self) {
+        self.tainted.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_tainted(&self) -> bool {
+        self.tainted.load(Ordering::Acquire)
     }
 
     /// Whether the deadline is ahead.
@@ -94,6 +107,29 @@ impl Tenure {
             }
             changes
         });
+    }
+}
+
+/// A request on behalf of a grant that is on its way: the grant is tainted unless the answer comes.
+pub(crate) struct InDoubt(Option<Arc<Tenure>>);
+
+impl InDoubt {
+    pub(crate) fn new(tenure: &Arc<Tenure>) -> Self {
+        InDoubt(Some(tenure.clone()))
+    }
+
+    /// The answer has come; one that doesn't say what was done is none.
+    pub(crate) fn answered<T>(mut self, answer: Result<T>) -> Result<T> {
+        if !answer.as_ref().is_err_and(Error::is_indeterminate) {
+            self.0 = None;
+        }
+        answer
+    }
+}
+
+impl Drop for InDoubt {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|tenure| tenure.taint());
     }
 }
 
