@@ -338,7 +338,7 @@ pub struct Capabilities {
     pub max_ttl: Duration,
     /// Whether the backend has locks, and with them elections.
     pub locks: bool,
-    /// Shortest TTL of a lock. ZooKeeper's servers have bounds of their own within these, 4 s and 40 s by default.
+    /// Shortest TTL of a lock. ZooKeeper's servers have bounds of their own within these, about 2.7 s and 26.7 s by default.
     pub min_lock_ttl: Duration,
     /// Longest TTL of a lock.
     pub max_lock_ttl: Duration,
