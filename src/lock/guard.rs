@@ -151,7 +151,8 @@ impl LockGuard {
         LockEvents::new(self.hold.state())
     }
 
-    /// Writes `value` to `key` if this very acquisition still holds the lock. One round trip.
+    /// Writes `value` to `key` if this very acquisition still holds the lock. One round trip, on
+    /// ZooKeeper two.
     ///
     /// # Errors
     /// [`Error::LockLost`] where it doesn't, and [those of all calls](crate::Store#all-calls).
@@ -166,7 +167,8 @@ impl LockGuard {
         }
     }
 
-    /// Deletes `key`, if it is there, and if this very acquisition still holds the lock. One round trip.
+    /// Deletes `key`, if it is there, and if this very acquisition still holds the lock. One round trip, on
+    /// ZooKeeper two.
     ///
     /// # Errors
     /// [`Error::LockLost`] where it doesn't, and [those of all calls](crate::Store#all-calls).

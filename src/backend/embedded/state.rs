@@ -359,6 +359,7 @@ impl Entry {
     }
 
     /// Whether the entry may go by itself.
+    #[cfg(feature = "memory")]
     pub(super) fn goes_away(&self) -> bool {
         self.expires.is_some() || self.lock.is_some()
     }
