@@ -44,8 +44,8 @@ fn takeover(kind: Kind) -> Duration {
         Kind::Etcd => shortest(kind) + Duration::from_millis(500),
         // Its own bound. The time that it gives what a lost leader has on its way is set to nothing here.
         Kind::Consul => 2 * shortest(kind),
-        // A tick at which its server looks for sessions that are over.
-        Kind::ZooKeeper => shortest(kind) + Duration::from_millis(common::zookeeper::TICK_MS),
+        // A lock's session lasts half as long again as its TTL, and ends at the next tick of the server.
+        Kind::ZooKeeper => shortest(kind) * 3 / 2 + Duration::from_millis(common::zookeeper::TICK_MS),
     };
     kept + Duration::from_secs(1)
 }

@@ -305,7 +305,7 @@ async fn a_lock_given_back_during_an_outage_leaves_nothing(kind: Kind) {
     let (holder, other) =
         (open(&url(kind, proxy.url(&namespace))).await, open(&url(kind, server.url(&namespace))).await);
     // So long that only the release itself can free the lock in time.
-    let long = with_ttl(Duration::from_secs(30));
+    let long = with_ttl(Duration::from_secs(25));
     let dropped = holder.lock_with("dropped", long.clone()).await.unwrap();
     let unlocked = holder.lock_with("unlocked", long.clone()).await.unwrap();
     proxy.cut();
@@ -345,10 +345,10 @@ async fn a_lock_outlives_the_servers_restart(kind: Kind) {
 async fn a_wiped_server_takes_its_locks_along(kind: Kind) {
     let Some(server) = Server::start(kind).await else { return };
     let store = open(&url(kind, server.url("wiped"))).await;
-    let guard = store.lock_with("lock", with_ttl(Duration::from_secs(40))).await.unwrap();
+    let guard = store.lock_with("lock", with_ttl(Duration::from_secs(25))).await.unwrap();
     let waiting = {
         let store = store.clone();
-        tokio::spawn(async move { store.lock_with("lock", with_ttl(Duration::from_secs(40))).await })
+        tokio::spawn(async move { store.lock_with("lock", with_ttl(Duration::from_secs(25))).await })
     };
     server.wipe().await;
     due(guard.lost()).await;

@@ -85,7 +85,7 @@ const CURATOR: &str = "_c_01234567-89ab-cdef-0123-456789abcdef-lock-";
 const CURATOR_SEMAPHORE: &str = "_c_01234567-89ab-cdef-0123-456789abcdef-lease-";
 
 #[tokio::test]
-async fn a_free_lock_takes_one_request_and_its_end_three() {
+async fn a_free_lock_takes_one_write_and_its_end_another() {
     let Some(server) = common::zookeeper().await else { return };
     let proxy = server.proxy();
     let store = Store::connect(&proxy.url(&namespace("requests"))).await.unwrap();
@@ -97,7 +97,8 @@ async fn a_free_lock_takes_one_request_and_its_end_three() {
     assert_eq!(proxy.counts().calls(), 1, "{:?}", proxy.counts());
     guard.unlock().await.unwrap();
     let counts = proxy.counts();
-    assert_eq!((counts.calls(), counts.frames_of(MULTI)), (4, 3), "{counts:?}");
+    // Two of the release's requests look, both in front of its write.
+    assert_eq!((counts.calls(), counts.frames_of(MULTI)), (4, 2), "{counts:?}");
 }
 
 #[tokio::test]

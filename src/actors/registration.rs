@@ -43,6 +43,10 @@ impl Drop for Counted {
     }
 }
 
+/// How long the watch may take to show what was written. One that merges changes never does where the key was gone again before:
+/// then the key is looked at as if its deletion had been told.
+const UNSHOWN: Duration = Duration::from_secs(1);
+
 /// How the key is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -70,19 +74,20 @@ impl Registrar {
             events = self.watch() => events,
         };
         let Some(mut events) = events else { return self.tell(RegistrationEvent::Closed) };
-        let mut fate = Fate::Ours;
+        let (mut fate, mut is_shown) = (Fate::Ours, false);
         loop {
             let event = tokio::select! {
                 biased;
                 ending = &mut end => return self.unregister(version, ending.ok()).await,
                 event = events.next() => event,
+                () = sleep(UNSHOWN), if !is_shown => Some(WatchEvent::Delete { key: self.key.clone(), version: None }),
             };
             match event {
                 Some(WatchEvent::Suspended) => {
                     self.tell(RegistrationEvent::Suspended);
                     continue;
                 }
-                Some(WatchEvent::Put(pair)) if pair.version == version => fate = Fate::Ours,
+                Some(WatchEvent::Put(pair)) if pair.version == version => (fate, is_shown) = (Fate::Ours, true),
                 Some(WatchEvent::Resumed) => {}
                 Some(WatchEvent::Put(_) | WatchEvent::Delete { .. }) => {
                     let settled = tokio::select! {
@@ -90,8 +95,9 @@ impl Registrar {
                         ending = &mut end => return self.unregister(version, ending.ok()).await,
                         settled = self.settle(version) => settled,
                     };
-                    let Some(settled) = settled else { break };
-                    (fate, version) = settled;
+                    let Some((settled, written)) = settled else { break };
+                    is_shown &= written == version;
+                    (fate, version) = (settled, written);
                 }
                 Some(WatchEvent::Closed) | None => break,
             }
@@ -149,6 +155,7 @@ impl Registrar {
             if matches!(error, Error::Closed) {
                 return None;
             }
+            self.tell(RegistrationEvent::Suspended);
             debug!(key = %self.key, %error, "a registered key was not put back; trying again");
             sleep(pauses.next()).await;
         }
