@@ -8,9 +8,8 @@ mod common;
 use common::worker::{Worker, say, told};
 use futures_util::future::join_all;
 use kvactor::{Error, LockOptions, PutOptions, Store};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -18,15 +17,12 @@ fn url(file: &Path) -> String {
     format!("local://{}", file.display())
 }
 
-/// Says which file the writer process is to use.
-const WRITER_FILE: &str = "KVACTOR_TEST_WRITER_FILE";
-
 /// Not a test of its own but the process that tests below start and kill: eight callers put numbered keys and say so when
 /// they are acknowledged.
 #[tokio::test]
 #[ignore = "a part of the tests that start a second process"]
 async fn writer_process() {
-    let Ok(file) = std::env::var(WRITER_FILE) else { return };
+    let Some(file) = told("WRITER_FILE") else { return };
     let store = Store::connect(&url(Path::new(&file))).await.unwrap();
     let writers = (0..8).map(|writer| {
         let store = store.clone();
@@ -34,34 +30,23 @@ async fn writer_process() {
             for number in 0.. {
                 let key = format!("acknowledged/{writer}/{number}");
                 store.put(&key, number.to_string()).await.unwrap();
-                writeln!(std::io::stdout(), "put {key}").unwrap();
+                say(format_args!("put {key}"));
             }
         }
     });
     join_all(writers).await;
 }
 
-fn start_writer(file: &Path) -> Child {
-    let program = std::env::current_exe().unwrap();
-    let arguments = ["--exact", "--ignored", "writer_process", "--nocapture", "--test-threads=1"];
-    let mut command = Command::new(program);
-    command.args(arguments).env(WRITER_FILE, file).stdout(Stdio::piped()).spawn().unwrap()
+fn start_writer(file: &Path) -> Worker {
+    Worker::start("writer_process", &[("WRITER_FILE", &file.display().to_string())])
 }
 
-/// Reads what the writer said was acknowledged, kills it after `count` keys, and returns all that it had said by then.
-fn kill_after(mut writer: Child, count: usize) -> Vec<String> {
-    let mut keys = Vec::new();
-    for line in BufReader::new(writer.stdout.take().unwrap()).lines() {
-        // The line that the kill cut short is no word of an acknowledged put.
-        let Ok(line) = line else { break };
-        // The test runner's own words may stand in front of the first.
-        let Some(at) = line.find("put acknowledged/") else { continue };
-        keys.push(line[at + 4..].to_owned());
-        if keys.len() == count {
-            writer.kill().unwrap();
-        }
-    }
-    writer.wait().unwrap();
+/// Kills the writer when it has said that `count` keys were acknowledged, and returns all that it had said by then.
+fn kill_after(mut writer: Worker, count: usize) -> Vec<String> {
+    let mut keys: Vec<String> = (0..count).map(|_| writer.hear_of("put ", Duration::from_secs(30))).collect();
+    writer.kill();
+    let rest = writer.hear_all();
+    keys.extend(rest.iter().filter_map(|line| line.strip_prefix("put ")).map(str::to_owned));
     keys
 }
 
@@ -183,13 +168,10 @@ async fn a_second_opening_is_refused_with_advice() {
 async fn another_process_that_has_the_file_is_named_as_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("store.redb");
-    let mut writer = start_writer(&file);
-    let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines();
-    while !lines.next().unwrap().unwrap().contains("put acknowledged/") {}
+    let writer = start_writer(&file);
+    writer.hear_of("put ", Duration::from_secs(30));
     let error = Store::connect(&url(&file)).await.unwrap_err();
     assert!(error.to_string().contains("open already"), "{error}");
-    writer.kill().unwrap();
-    writer.wait().unwrap();
 }
 
 #[tokio::test]
