@@ -188,17 +188,9 @@ impl Handler<Acquire> for Connection {
     type Result = ();
 
     fn handle(&mut self, acquire: Acquire, _: &mut Context<Self>) {
+        let Acquire { key, options, owner, reply } = acquire;
         let calls = self.calls.clone();
-        actix_rt::spawn(async move {
-            let Acquire { key, options, owner, mut reply } = acquire;
-            let got = tokio::select! {
-                biased;
-                () = reply.closed() => return,
-                got = calls.acquire(&key, options, owner) => got,
-            };
-            // One that nobody takes is given back by its drop.
-            let _ = reply.send(got);
-        });
+        answer(reply, async move { calls.acquire(&key, options, owner).await });
     }
 }
 
@@ -232,17 +224,22 @@ impl Handler<Elect> for Connection {
     type Result = ();
 
     fn handle(&mut self, elect: Elect, context: &mut Context<Self>) {
+        let Elect { campaign, owner, timeout, reply } = elect;
         let (calls, connection) = (self.calls.clone(), context.address());
-        actix_rt::spawn(async move {
-            let Elect { campaign, owner, timeout, mut reply } = elect;
-            let elected = tokio::select! {
-                biased;
-                () = reply.closed() => return,
-                elected = calls.campaign(campaign, owner, connection, timeout) => elected,
-            };
-            let _ = reply.send(elected);
-        });
+        answer(reply, async move { calls.campaign(campaign, owner, connection, timeout).await });
     }
+}
+
+/// Works for somebody who may go away meanwhile: that ends the work, and what was got too late is given back by its drop.
+fn answer<T: 'static>(mut reply: oneshot::Sender<Result<T>>, work: impl Future<Output = Result<T>> + 'static) {
+    actix_rt::spawn(async move {
+        let done = tokio::select! {
+            biased;
+            () = reply.closed() => return,
+            done = work => done,
+        };
+        let _ = reply.send(done);
+    });
 }
 
 impl Handler<Campaign> for Connection {
