@@ -7,7 +7,9 @@ use crate::election::{CampaignOptions, Leader, LeaderEvent, LeadershipEvent};
 use crate::error::Error;
 use crate::flaky::Fault::{Fail, Hang, LoseAnswer, None as Fine};
 use crate::flaky::{Script, unreachable};
-use crate::lock_tests::{TTL, keys, lose_session, open, other, paused, seconds, soon, until};
+use crate::lock_tests::{
+    TTL, assert_nothing_left, keys, lose_session, open, other, paused, seconds, soon, thaw, until,
+};
 use crate::registration::{RegistrationEvent, RegistrationEvents};
 use crate::store::Store;
 use tokio::time::{Instant, sleep};
@@ -30,6 +32,20 @@ fn a_candidate_that_resigns_while_it_stands_again_leaves_nothing() {
         until(&store, |status| status.locks == 0).await;
         sleep(seconds(30)).await;
         assert!(next.is_leader() && other.get("k").await.unwrap().value == "them");
+    });
+}
+
+#[test]
+fn a_leader_whose_deadline_has_passed_does_not_resign() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        let options = CampaignOptions { ttl: TTL, ..CampaignOptions::default() };
+        let leadership = store.campaign_with("k", "us", options).await.unwrap();
+        script.locks.leave.then([LoseAnswer]);
+        thaw();
+        assert!(matches!(leadership.resign().await, Err(Error::LockLost { .. })));
+        assert_nothing_left(&store, &other(&script).await).await;
     });
 }
 

@@ -183,6 +183,25 @@ fn a_renewal_that_comes_back_late_revives_nothing() {
     });
 }
 
+/// The clock passes the holder's deadline, and nobody has had time to see it: as when a frozen process goes on.
+pub(crate) fn thaw() {
+    assert!(tokio::time::advance(HELD_FOR + millis(10)).now_or_never().is_none(), "others had their turn");
+}
+
+#[test]
+fn a_lock_is_not_given_back_after_its_deadline_even_if_nobody_has_seen_that_yet() {
+    paused(async {
+        let script = Script::new();
+        let store = open(&script).await;
+        let guard = lock(&store).await;
+        // After a lost answer nobody knows who took the contender away.
+        script.locks.leave.then([LoseAnswer]);
+        thaw();
+        assert!(is_lost(&guard.unlock().await));
+        assert_nothing_left(&store, &other(&script).await).await;
+    });
+}
+
 #[test]
 fn a_grant_that_the_server_ended_is_lost_at_once() {
     paused(async {

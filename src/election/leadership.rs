@@ -203,7 +203,8 @@ impl Leadership {
     /// in the background.
     pub async fn resign(self) -> Result<()> {
         let (done, wait) = oneshot::channel();
-        if self.resignation.send(done).is_err() {
+        // As with a lock, the deadline decides and not what the candidate has heard of it.
+        if !self.is_leader() || self.resignation.send(done).is_err() {
             return Err(Error::lock_lost(&self.key));
         }
         match timeout(self.timeout, wait).await {

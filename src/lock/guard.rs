@@ -205,12 +205,14 @@ impl LockGuard {
     /// [`Error::LockLost`] where the lock was lost before: nothing of a later holder is touched. [`Error::Unreachable`] where the
     /// server doesn't answer in time: giving back goes on in the background.
     pub async fn unlock(self) -> Result<()> {
-        let (done, wait) = oneshot::channel();
         let over = || match *self.hold.state().borrow() {
             LockState::Released => Error::Closed,
             _ => Error::lock_lost(self.hold.key()),
         };
-        if self.end.send(done).is_err() {
+        let (done, wait) = oneshot::channel();
+        // The lock's actor may not have seen yet that the deadline has passed, and whether the server still had the lock then
+        // makes no difference: what the holder did lately was not protected.
+        if !self.is_held() || self.end.send(done).is_err() {
             return Err(over());
         }
         let out_of_time =
