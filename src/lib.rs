@@ -27,6 +27,7 @@
 //! - [`Error`] says what can go wrong, and above all what is known of a write that failed.
 //! - [`messages`] is for actix applications that would rather send a message than call a method.
 //! - [`Backend`] and [`Connector`] are for a backend of your own; the feature `conformance` has the suite it must pass.
+//!   [`connector`] has the drivers of this crate, for a backend that wraps one.
 //!
 //! # Features
 //! | feature | what for | default |
@@ -89,7 +90,7 @@ mod watch_tests;
 pub use actors::connection::Connection;
 pub use backend::{
     Backend, Bid, Change, Connector, Grant, Holder, Lease, Locking, Place, Position, Progress, Standing, Target,
-    Update, Updates,
+    Update, Updates, connector,
 };
 pub use config::{Config, Credentials, Endpoint, Options, TlsConfig};
 pub use election::{CampaignOptions, Leader, LeaderEvent, LeaderStream, Leadership, LeadershipEvent, LeadershipEvents};

@@ -107,14 +107,14 @@ impl Store {
     /// # Errors
     /// As [`connect`](Store::connect).
     pub async fn open(config: Config) -> Result<Self> {
-        config.validate()?;
         let connector = backend::connector(&config)?;
         Store::start(connector, &config.namespace, config.options).await
     }
 
     /// Opens a store on a backend of your own. Keys arrive at it as callers give them; a namespace is the backend's affair.
     ///
-    /// The example `custom_backend` has one that is complete.
+    /// The example `custom_backend` has one that is complete; [`connector`](crate::connector) has the drivers of this crate, for one
+    /// that wraps them.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`], and what the connector's own attempts fail with.

@@ -24,11 +24,142 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The connector of the backend that `config` names.
+/// The driver of the backend that `config` names, for a backend of your own that wraps it: to count, delay or fail its
+/// calls. Such a backend is opened by [`Store::with_backend`](crate::Store::with_backend); nothing is contacted before.
+///
+/// The driver adds the configuration's namespace itself, so that keys may be as long, and values as large, as in a store
+/// that [`Store::open`](crate::Store::open) opened. Two things are for the wrapper to see to:
+/// - Hand on the driver's [`capabilities`](Connector::capabilities), by which the store refuses what the driver can't do,
+///   and its [`connect_within`](Connector::connect_within) and [`recover_within`](Connector::recover_within), without
+///   which some drivers get too little time.
+/// - Give `with_backend` the configuration's own [`options`](Config::options): some of them are for the driver, as
+///   `session_timeout` and `datacenter`, and some for the store.
+///
+/// One difference is left: a key whose first segment is `zookeeper` is refused even where there is a namespace, of which
+/// `with_backend` knows nothing.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> kvactor::Result<()> {
+/// use async_trait::async_trait;
+/// use bytes::Bytes;
+/// use kvactor::{Backend, Capabilities, Config, Connector, Consistency, Key, KvPair, Result, Store, Version, connector};
+/// # use kvactor::{Check, Dir, Error, Expected, Lease, ListOptions, Locking, Operation, Page, Position, Target, TxnOutcome};
+/// # use kvactor::Updates;
+/// use std::rc::Rc;
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+/// use std::time::Duration;
+///
+/// /// Counts calls.
+/// #[derive(Clone)]
+/// struct Metered {
+///     driver: Arc<dyn Connector>,
+///     calls: Arc<AtomicU64>,
+/// }
+///
+/// #[async_trait(?Send)]
+/// impl Connector for Metered {
+///     fn capabilities(&self) -> Capabilities {
+///         self.driver.capabilities()
+///     }
+///     fn endpoints(&self) -> Vec<String> {
+///         self.driver.endpoints()
+///     }
+///     async fn connect(&self, index: usize) -> Result<Rc<dyn Backend>> {
+///         Ok(Rc::new(Session { driver: self.driver.connect(index).await?, calls: self.calls.clone() }))
+///     }
+///     fn connect_within(&self) -> Option<Duration> {
+///         self.driver.connect_within()
+///     }
+///     fn recover_within(&self) -> Option<Duration> {
+///         self.driver.recover_within()
+///     }
+/// }
+///
+/// struct Session {
+///     driver: Rc<dyn Backend>,
+///     calls: Arc<AtomicU64>,
+/// }
+///
+/// #[async_trait(?Send)]
+/// impl Backend for Session {
+///     async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
+///         self.calls.fetch_add(1, Relaxed);
+///         self.driver.get(key, consistency).await
+///     }
+///     async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
+///         self.calls.fetch_add(1, Relaxed);
+///         self.driver.put(key, value).await
+///     }
+///     // All others in the same way, those that have a default too.
+/// #   async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool> {
+/// #       self.driver.exists(key, consistency).await
+/// #   }
+/// #   async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
+/// #       self.driver.put_leased(key, value, ttl).await
+/// #   }
+/// #   async fn renew(&self, lease: &Lease) -> Result<()> {
+/// #       self.driver.renew(lease).await
+/// #   }
+/// #   async fn expire(&self, lease: &Lease) -> Result<()> {
+/// #       self.driver.expire(lease).await
+/// #   }
+/// #   async fn delete(&self, key: &Key) -> Result<()> {
+/// #       self.driver.delete(key).await
+/// #   }
+/// #   async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+/// #       self.driver.list(dir, options).await
+/// #   }
+/// #   async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+/// #       self.driver.list_keys(dir, options).await
+/// #   }
+/// #   async fn delete_tree(&self, dir: &Dir) -> Result<u64> {
+/// #       self.driver.delete_tree(dir).await
+/// #   }
+/// #   async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
+/// #       self.driver.atomic_put(key, value, expected).await
+/// #   }
+/// #   async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
+/// #       self.driver.atomic_delete(key, version).await
+/// #   }
+/// #   async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+/// #       self.driver.txn(checks, operations).await
+/// #   }
+/// #   async fn watch(&self, target: &Target, after: Option<&Position>) -> Result<Updates> {
+/// #       self.driver.watch(target, after).await
+/// #   }
+/// #   fn locks(&self) -> Option<&dyn Locking> {
+/// #       self.driver.locks()
+/// #   }
+/// #   async fn disrupted(&self) -> Error {
+/// #       self.driver.disrupted().await
+/// #   }
+/// #   async fn recover(&self) -> Result<()> {
+/// #       self.driver.recover().await
+/// #   }
+/// #   fn session(&self) -> Option<String> {
+/// #       self.driver.session()
+/// #   }
+/// #   async fn close(&self) -> Result<()> {
+/// #       self.driver.close().await
+/// #   }
+/// }
+///
+/// let config = Config::from_url("memory://metered/apps/shop")?;
+/// let metered = Metered { driver: connector(&config)?, calls: Arc::default() };
+/// let store = Store::with_backend(metered.clone(), config.options).await?;
+/// store.put("greeting", "hello").await?;
+/// assert_eq!(store.get("greeting").await?.value, "hello");
+/// assert_eq!(metered.calls.load(Relaxed), 2);
+/// # store.close().await
+/// # }
+/// ```
 ///
 /// # Errors
-/// [`Error::Unsupported`] where this build lacks the backend's feature, and the driver's own for a bad configuration.
-pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
+/// [`Error::InvalidConfig`], and [`Error::Unsupported`] where this build lacks the backend's feature.
+pub fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
+    config.validate()?;
     match config.backend {
         #[cfg(feature = "consul")]
         BackendKind::Consul => consul::connector(config),
