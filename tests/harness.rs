@@ -6,15 +6,21 @@
 mod common;
 
 use common::meter::{CONNECT, Meter, PING};
-use common::{Counts, Kind, Server, http, zookeeper::four_letters};
+use common::{Cluster, Counts, Kind, Server, http, on_servers, zookeeper::four_letters};
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+
+on_servers! {
+    a_cluster_survives_the_loss_of_any_node
+    a_cluster_goes_on_without_its_frozen_leader_and_heals
+    a_wiped_node_gets_everything_from_the_others
+}
 
 const SOON: Duration = Duration::from_millis(300);
 const LATE: Duration = Duration::from_secs(20);
@@ -191,6 +197,104 @@ async fn a_killed_test_process_leaves_nothing_behind() {
     let (address, dir) = started.split_once(' ').unwrap();
     eventually("the server is gone", async || TcpStream::connect(address).await.is_err()).await;
     eventually("its directory is gone", async || !Path::new(dir).exists()).await;
+}
+
+/// Who leads instead of `former`, which must be somebody within 10 s.
+async fn leader_besides(cluster: &Cluster, former: usize) -> usize {
+    let begun = Instant::now();
+    loop {
+        match cluster.leader().await {
+            Some(leader) if leader != former => return leader,
+            _ => assert!(begun.elapsed() < Duration::from_secs(10), "nobody leads instead of {former}"),
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Makes one key, or one more node.
+async fn write(server: &Server) {
+    match server.kind() {
+        Kind::Etcd => etcd_put(server.address()).await,
+        Kind::Consul => consul_put(server.address(), "k", "v").await,
+        Kind::ZooKeeper => ZooKeeperSession::open(server.address()).await.create("/k").await,
+    }
+}
+
+/// Whether the server itself, whatever the others have, has what was written.
+async fn has(server: &Server) -> bool {
+    match server.kind() {
+        Kind::Etcd => {
+            let body = r#"{"key":"aw==","serializable":true}"#;
+            let answer = http::request(server.address(), "POST", "/v3/kv/range", body).await.unwrap();
+            answer.body.contains(r#""value":"dg==""#)
+        }
+        Kind::Consul => http::get(server.address(), "/v1/kv/k?raw&stale").await.unwrap().body == "v",
+        // Of its own there are the root, and four beneath it.
+        Kind::ZooKeeper => zookeeper_nodes(server.address()).await == "Node count: 6",
+    }
+}
+
+async fn a_cluster_survives_the_loss_of_any_node(kind: Kind) {
+    let Some(cluster) = Cluster::start(kind).await else { return };
+    let node = |index: usize| &cluster.nodes()[index % 3];
+    let leader = cluster.leader().await.unwrap();
+    assert!(!has(node(leader)).await);
+    write(node(leader)).await;
+    node(leader).kill();
+    assert!(node(leader).is_down());
+    let leader = leader_besides(&cluster, leader).await;
+    assert!(has(node(leader)).await);
+    cluster.heal().await;
+    all_have_it(&cluster).await;
+    let leader = cluster.leader().await.unwrap();
+    node(leader + 1).kill();
+    assert_eq!(cluster.leader().await, Some(leader));
+    cluster.heal().await;
+    all_have_it(&cluster).await;
+}
+
+async fn a_cluster_goes_on_without_its_frozen_leader_and_heals(kind: Kind) {
+    let Some(cluster) = Cluster::start(kind).await else { return };
+    let node = |index: usize| &cluster.nodes()[index % 3];
+    let leader = cluster.leader().await.unwrap();
+    node(leader).freeze();
+    assert!(node(leader).is_frozen() && !node(leader).is_down());
+    let next = leader_besides(&cluster, leader).await;
+    write(node(next)).await;
+    node((0..3).find(|other| ![leader, next].contains(other)).unwrap()).kill();
+    (0..3).for_each(|node| cluster.proxy(node).cut());
+    cluster.heal().await;
+    all_have_it(&cluster).await;
+    for index in 0..3 {
+        assert!(!node(index).is_frozen() && !node(index).is_down());
+        TcpStream::connect(cluster.proxy(index).address()).await.unwrap();
+    }
+}
+
+async fn a_wiped_node_gets_everything_from_the_others(kind: Kind) {
+    let Some(cluster) = Cluster::start(kind).await else { return };
+    let leader = cluster.leader().await.unwrap();
+    write(&cluster.nodes()[leader]).await;
+    let follower = (leader + 1) % 3;
+    let trace = cluster.nodes()[follower].dir().join("data/trace");
+    std::fs::write(&trace, "of before").unwrap();
+    cluster.wipe(follower).await;
+    assert!(!trace.exists(), "the data was not wiped");
+    all_have_it(&cluster).await;
+    cluster.wipe(leader).await;
+    all_have_it(&cluster).await;
+    for index in 0..3 {
+        assert!(cluster.url("a").contains(&cluster.proxy(index).address().to_string()));
+        assert!(cluster.direct_url("a").contains(&cluster.nodes()[index].address().to_string()));
+    }
+}
+
+/// Who has caught up with the leader has what was written; so has the leader.
+async fn all_have_it(cluster: &Cluster) {
+    assert!(cluster.leader().await.is_some());
+    for node in cluster.nodes() {
+        assert!(has(node).await, "{} at {}", cluster.kind(), node.address());
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! How a Consul agent is run and asked.
 
+use super::cluster::Standing;
 use super::http;
 use super::server::{Setup, on_path};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +19,7 @@ pub fn missing() -> Option<String> {
 /// A server with its Raft log on disk; `-dev` would keep it in memory.
 pub fn command(dir: &Path, ports: &[u16], setup: &Setup) -> Vec<String> {
     let mut config = json!({
-        "node_name": "test",
+        "node_name": name(setup),
         "data_dir": dir.join("data"),
         "server": true,
         "bootstrap_expect": 1,
@@ -43,9 +44,21 @@ pub fn command(dir: &Path, ports: &[u16], setup: &Setup) -> Vec<String> {
         let name = if version() >= (1, 11) { "initial_management" } else { "master" };
         config["acl"] = json!({ "enabled": true, "default_policy": "deny", "tokens": { name: token } });
     }
+    if let Some(member) = &setup.member {
+        let gossip = member.ports.iter().map(|ports| json!(format!("127.0.0.1:{}", ports[1])));
+        config["bootstrap_expect"] = json!(member.ports.len());
+        // It is still itself when it has lost everything.
+        config["node_id"] = json!(format!("00000000-0000-4000-8000-{:012}", member.index));
+        config["retry_join"] = gossip.collect();
+        config["retry_interval"] = json!("500ms");
+    }
     let file = dir.join("consul.json");
     std::fs::write(&file, config.to_string()).expect("the agent's configuration");
     vec!["consul".into(), "agent".into(), format!("-config-file={}", file.display())]
+}
+
+fn name(setup: &Setup) -> String {
+    format!("test-{}", setup.member.as_ref().map_or(0, |member| member.index))
 }
 
 fn version() -> (u32, u32) {
@@ -63,5 +76,16 @@ fn version() -> (u32, u32) {
 pub async fn healthy(address: SocketAddr, setup: &Setup) -> bool {
     let token = setup.token.as_ref().map(|token| format!("X-Consul-Token: {token}\r\n")).unwrap_or_default();
     let answer = http::get_as(address, "/v1/health/state/passing?consistent", &token).await;
-    answer.is_ok_and(|answer| answer.status == 200 && answer.body.contains("serfHealth"))
+    let passing = |answer: http::Answer| serde_json::from_str::<Value>(&answer.body).ok();
+    let passing = answer.ok().filter(|answer| answer.status == 200).and_then(passing);
+    let Some(Value::Array(checks)) = passing else { return false };
+    checks.iter().any(|check| check["CheckID"] == "serfHealth" && check["Node"] == name(setup))
+}
+
+/// How the server stands that answers here.
+pub async fn standing(address: SocketAddr) -> Option<Standing> {
+    let answer = http::get(address, "/v1/agent/self").await.ok()?;
+    let raft = &serde_json::from_str::<Value>(&answer.body).ok()?["Stats"]["raft"];
+    let number = |name: &str| raft[name].as_str()?.parse().ok();
+    Some(Standing { leads: raft["state"] == "Leader", term: number("term")?, applied: number("applied_index")? })
 }

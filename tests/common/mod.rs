@@ -3,6 +3,7 @@
 //! ```ignore
 //! let Some(server) = common::etcd().await else { return };              // shared by the tests of this binary
 //! let Some(server) = Server::start(Kind::Consul).await else { return }; // the test's own, to kill, freeze, wipe
+//! let Some(cluster) = Cluster::start(Kind::Etcd).await else { return }; // three nodes, each behind a proxy
 //! let proxy = server.proxy();                                           // to cut, hold up, and count requests
 //! ```
 //!
@@ -13,6 +14,7 @@
 // Helpers of tests end the test where something can't be; Clippy's own exception knows only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod cluster;
 pub mod consul;
 pub mod etcd;
 pub mod http;
@@ -26,10 +28,11 @@ pub mod told;
 pub mod worker;
 pub mod zookeeper;
 
+pub use cluster::Cluster;
 pub use etcd::etcd_grpc_count;
 pub use meter::Counts;
 pub use proxy::Proxy;
-pub use server::{Kind, Server, Setup, skip};
+pub use server::{Kind, Member, Server, Setup, skip};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::OnceCell;

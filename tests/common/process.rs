@@ -37,11 +37,12 @@ const TAIL_LINES: usize = 40;
 pub struct Process {
     guardian: Guardian,
     child: Option<Child>,
+    frozen: bool,
 }
 
 impl Process {
     pub fn new() -> Self {
-        Process { guardian: Guardian::start(), child: None }
+        Process { guardian: Guardian::start(), child: None, frozen: false }
     }
 
     /// The directory for everything that the server writes.
@@ -51,6 +52,10 @@ impl Process {
 
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
     }
 
     /// Starts `command`; ends the one before.
@@ -83,17 +88,19 @@ impl Process {
     }
 
     /// Stops the server in its tracks: its connections stay open and nothing answers.
-    pub fn freeze(&self) {
+    pub fn freeze(&mut self) {
         let pid = self.signal(Signal::STOP);
         // The signal goes to one thread and others may answer for a moment still: the parent is told when all have stopped.
         // The status is left in place, so that an exit is still there for the one who asks for it.
         let stopped_or_dead = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         waitid(WaitId::Pid(pid), stopped_or_dead).expect("a child of our own");
+        self.frozen = true;
     }
 
     /// Lets a frozen server go on.
-    pub fn thaw(&self) {
+    pub fn thaw(&mut self) {
         self.signal(Signal::CONT);
+        self.frozen = false;
     }
 
     /// How the server ended, if it did so by itself.
@@ -124,6 +131,7 @@ impl Process {
     /// The process is gone and reaped: its pid may become somebody else's.
     fn forget(&mut self) {
         self.child = None;
+        self.frozen = false;
         self.guardian.watch(None);
     }
 }

@@ -1,22 +1,25 @@
-//! [`Server`]: a single-node etcd, Consul or ZooKeeper of the test's own.
+//! [`Server`]: an etcd, Consul or ZooKeeper of the test's own, alone or one of a [`Cluster`](super::Cluster).
 
+use super::cluster::Standing;
 use super::ports::free_port;
 use super::process::Process;
 use super::proxy::Proxy;
 use super::tls::ServerTls;
 use super::{consul, etcd, zookeeper};
 use std::fmt;
+use std::fs::DirBuilder;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a server may take until it is healthy, on a machine with other things to do.
-const START_TIMEOUT: Duration = Duration::from_secs(45);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(45);
 /// A port that was free may be taken when the server comes to it.
-const START_ATTEMPTS: usize = 3;
+pub(super) const START_ATTEMPTS: usize = 3;
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +50,8 @@ impl Kind {
         }
     }
 
-    fn ports(self) -> usize {
+    /// How many ports a server takes.
+    pub(super) fn ports(self) -> usize {
         match self {
             Kind::Etcd => etcd::PORTS,
             Kind::Consul => consul::PORTS,
@@ -56,7 +60,7 @@ impl Kind {
     }
 
     /// What this machine lacks to run the server.
-    fn missing(self) -> Option<String> {
+    pub(super) fn missing(self) -> Option<String> {
         match self {
             Kind::Etcd => etcd::missing(),
             Kind::Consul => consul::missing(),
@@ -79,7 +83,16 @@ impl Kind {
         match self {
             Kind::Etcd => etcd::healthy(address).await,
             Kind::Consul => consul::healthy(address, setup).await,
-            Kind::ZooKeeper => zookeeper::healthy(address).await,
+            Kind::ZooKeeper => zookeeper::healthy(address, setup).await,
+        }
+    }
+
+    /// What a member of a cluster says of itself, if it says anything.
+    async fn standing(self, address: SocketAddr) -> Option<Standing> {
+        match self {
+            Kind::Etcd => etcd::standing(address).await,
+            Kind::Consul => consul::standing(address).await,
+            Kind::ZooKeeper => zookeeper::standing(address).await,
         }
     }
 }
@@ -99,6 +112,17 @@ pub struct Setup {
     pub token: Option<String>,
     /// Have etcd, up to 3.5, speak its former protocol as well.
     pub etcd_v2: bool,
+    /// Be one of several.
+    pub member: Option<Member>,
+}
+
+/// A server's place in a cluster.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Which of them it is.
+    pub index: usize,
+    /// The ports of all of them.
+    pub ports: Vec<Vec<u16>>,
 }
 
 /// A server with its data on disk. It ends when this is dropped, or when the test process ends in whatever way.
@@ -124,7 +148,8 @@ impl Server {
         }
         let mut failure = String::new();
         for _ in 0..START_ATTEMPTS {
-            let server = Server::new(kind, setup.clone());
+            let ports = kind.ports() + usize::from(setup.tls.is_some());
+            let server = Server::new(kind, setup.clone(), (0..ports).map(|_| free_port()).collect());
             match server.launch().await {
                 Ok(()) => return Some(server),
                 Err(reason) => failure = reason,
@@ -193,21 +218,53 @@ impl Server {
 
     /// Kills the server, deletes its data, and starts it again on the same ports. Returns when it is healthy.
     pub async fn wipe(&self) {
+        assert!(self.setup.member.is_none(), "a member of a cluster is wiped by it, as the others must know");
         self.kill();
-        std::fs::remove_dir_all(self.dir().join("data")).expect("the server's data");
+        self.forget_all();
         self.restart().await;
     }
 
-    fn new(kind: Kind, setup: Setup) -> Self {
-        let ports = kind.ports() + usize::from(setup.tls.is_some());
-        let ports = (0..ports).map(|_| free_port()).collect();
+    pub(super) fn new(kind: Kind, setup: Setup, ports: Vec<u16>) -> Self {
         Server { kind, setup, ports, process: Mutex::new(Process::new()) }
+    }
+
+    pub(super) fn ports(&self) -> &[u16] {
+        &self.ports
+    }
+
+    /// Whether there is no process, as it was killed or ended by itself.
+    pub fn is_down(&self) -> bool {
+        let mut process = self.process();
+        process.exited().is_some() || process.pid().is_none()
+    }
+
+    /// Whether it is stopped in its tracks.
+    pub fn is_frozen(&self) -> bool {
+        self.process().is_frozen()
+    }
+
+    /// Deletes the data of a server that is down. The folder stays.
+    pub(super) fn forget_all(&self) {
+        let data = self.dir().join("data");
+        std::fs::remove_dir_all(&data).expect("the server's data");
+        // Some ask that nobody else may look into it.
+        DirBuilder::new().mode(0o700).create(&data).expect("the server's folder");
+    }
+
+    /// Starts the process, and doesn't wait for it.
+    pub(super) fn boot(&self) {
+        let command = self.kind.command(&self.dir(), &self.ports, &self.setup);
+        self.process().start(&command);
+    }
+
+    /// What it says of itself as a member of a cluster, if it says anything just now.
+    pub(super) async fn standing(&self) -> Option<Standing> {
+        timeout(Duration::from_secs(1), self.kind.standing(self.address())).await.ok().flatten()
     }
 
     /// Starts the process; an error tells why it isn't healthy.
     async fn launch(&self) -> Result<(), String> {
-        let command = self.kind.command(&self.dir(), &self.ports, &self.setup);
-        self.process().start(&command);
+        self.boot();
         let deadline = Instant::now() + START_TIMEOUT;
         while !self.is_healthy().await? {
             if Instant::now() > deadline {
@@ -218,7 +275,8 @@ impl Server {
         Ok(())
     }
 
-    async fn is_healthy(&self) -> Result<bool, String> {
+    /// Whether it takes reads and writes; an error tells how it ended.
+    pub(super) async fn is_healthy(&self) -> Result<bool, String> {
         let answer = self.kind.healthy(self.address(), &self.setup);
         let healthy = timeout(Duration::from_secs(2), answer).await.unwrap_or(false);
         // Asked after the other question: where the port was taken, the one who answered it is somebody else.
@@ -229,7 +287,7 @@ impl Server {
         }
     }
 
-    fn failure(&self, what: &str) -> String {
+    pub(super) fn failure(&self, what: &str) -> String {
         format!("{} at {} {what}; its log ends with:\n{}", self.kind, self.address(), self.process().log_tail())
     }
 

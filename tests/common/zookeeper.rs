@@ -1,6 +1,7 @@
 //! How ZooKeeper is run and asked.
 
-use super::server::{Setup, on_path};
+use super::cluster::Standing;
+use super::server::{Member, Setup, on_path};
 use super::tls::ServerTls;
 use std::io;
 use std::net::SocketAddr;
@@ -8,8 +9,8 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// For clients.
-pub const PORTS: usize = 1;
+/// For clients, and for the peers that it may have: one for what they write, one for their elections.
+pub const PORTS: usize = 3;
 
 /// One tick; sessions last for 2 of them at least, and by default for 20 at most.
 pub const TICK_MS: u64 = 500;
@@ -51,6 +52,7 @@ pub fn command(dir: &Path, ports: &[u16], setup: &Setup) -> Vec<String> {
         ports[0]
     );
     config.extend(setup.tls.as_ref().map(|tls| secure(tls, ports[PORTS])));
+    config.extend(setup.member.as_ref().map(|member| ensemble(member, &dir.join("data"))));
     let file = dir.join("zoo.cfg");
     std::fs::write(&file, config).expect("the server's configuration");
     let options = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
@@ -76,6 +78,16 @@ fn secure(tls: &ServerTls, port: u16) -> String {
     )
 }
 
+/// What the configuration says of the others. Who has no word from the leader, or the leader from most of the others, for 4
+/// ticks gives up on it. Which of them a server is, it looks up beside its data.
+fn ensemble(member: &Member, data: &Path) -> String {
+    std::fs::create_dir_all(data).expect("the server's folder");
+    std::fs::write(data.join("myid"), (member.index + 1).to_string()).expect("the server's number");
+    let servers = member.ports.iter().enumerate();
+    let servers = servers.map(|(index, ports)| format!("server.{}=127.0.0.1:{}:{}\n", index + 1, ports[1], ports[2]));
+    format!("initLimit=20\nsyncLimit=4\n{}", servers.collect::<String>())
+}
+
 fn classpath() -> String {
     let found = || jars().filter(|jar| jar.is_file()).map(|jar| jar.display().to_string());
     own_classpath().unwrap_or_else(|| found().collect::<Vec<_>>().join(":"))
@@ -89,9 +101,31 @@ fn jars() -> impl Iterator<Item = PathBuf> {
     JARS.iter().map(|name| Path::new(JAR_DIR).join(format!("{name}.jar")))
 }
 
-pub async fn healthy(address: SocketAddr) -> bool {
+pub async fn healthy(address: SocketAddr, setup: &Setup) -> bool {
     // Before it serves requests the answer says that it doesn't, and names no mode.
-    four_letters(address, "srvr").await.is_ok_and(|answer| answer.contains("Mode: "))
+    let serves = four_letters(address, "srvr").await.is_ok_and(|answer| answer.contains("Mode: "));
+    serves && (setup.member.is_none() || open_session(address).await.is_ok())
+}
+
+/// Opens a session and leaves: it ends after two ticks. For the members of a cluster that is a transaction, and a new leader
+/// has to have made one before its number can be compared with what others have applied.
+async fn open_session(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    // Version, last transaction, timeout in ms, session, and a password of 16 bytes.
+    let request = [&[0; 4][..], &[0; 8], &1i32.to_be_bytes(), &[0; 8], &16i32.to_be_bytes(), &[0; 16]].concat();
+    stream.write_u32(request.len() as u32).await?;
+    stream.write_all(&request).await?;
+    let length = stream.read_u32().await?;
+    stream.read_exact(&mut vec![0; length as usize]).await?;
+    Ok(())
+}
+
+/// How the member stands that answers here. The upper half of a transaction's number says in whose time it was made.
+pub async fn standing(address: SocketAddr) -> Option<Standing> {
+    let answer = four_letters(address, "srvr").await.ok()?;
+    let word = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name));
+    let applied = u64::from_str_radix(word("Zxid: 0x")?, 16).ok()?;
+    Some(Standing { leads: word("Mode: ")? == "leader", term: applied >> 32, applied })
 }
 
 /// The answer to one of ZooKeeper's four-letter words.
