@@ -6,7 +6,7 @@
 mod common;
 
 use common::meter::{CONNECT, Meter, PING};
-use common::{Cluster, Counts, Kind, Server, http, on_servers, zookeeper::four_letters};
+use common::{Cluster, Counts, Kind, Proxy, Server, http, on_servers, zookeeper::four_letters};
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -328,6 +328,140 @@ async fn a_proxy_can_hold_answers_to_requests_that_are_carried_out() {
     });
     eventually("the value is there", async || consul_get(server.address(), "k").await.status == 200).await;
     assert!(!put.is_finished());
+}
+
+#[tokio::test]
+async fn a_proxy_can_hold_requests_while_answers_arrive() {
+    let Some(server) = Server::start(Kind::Consul).await else { return };
+    let proxy = server.proxy();
+    let index = consul_put_and_index(server.address(), "k", "1").await;
+    let mut query = TcpStream::connect(proxy.address()).await.unwrap();
+    query
+        .write_all(
+            format!("GET /v1/kv/k?raw&index={index} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes(),
+        )
+        .await
+        .unwrap();
+    let mut idle = TcpStream::connect(proxy.address()).await.unwrap();
+    eventually("the query is with the server", async || proxy.counts().calls() == 1).await;
+    proxy.hold_requests();
+    let request = b"PUT /v1/kv/k HTTP/1.0\r\nContent-Length: 1\r\n\r\n2";
+    idle.write_all(request).await.unwrap();
+    sleep(SOON).await;
+    assert_eq!(consul_get(server.address(), "k").await.body, "1");
+    consul_put(server.address(), "k", "3").await;
+    let mut answer = String::new();
+    timeout(LATE, query.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.ends_with("\r\n\r\n3"), "{answer}");
+    proxy.restore();
+    eventually("the request arrives", async || consul_get(server.address(), "k").await.body == "2").await;
+}
+
+async fn consul_put_and_index(address: SocketAddr, key: &str, value: &str) -> u64 {
+    consul_put(address, key, value).await;
+    let answer = http::get(address, &format!("/v1/kv/{key}")).await.unwrap();
+    let index = answer.body.split("\"ModifyIndex\":").nth(1).unwrap();
+    index.split(|next: char| !next.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+/// Much more than one piece of what goes through a proxy.
+const LARGE: usize = 256 * 1024;
+
+/// How long it takes to read the large value.
+async fn time_of_a_large_answer(proxy: &Proxy) -> Duration {
+    let begun = Instant::now();
+    assert_eq!(consul_get(proxy.address(), "large").await.body.len(), LARGE);
+    begun.elapsed()
+}
+
+#[tokio::test]
+async fn a_proxy_delays_every_piece_and_does_not_slow_them_down() {
+    let Some(server) = Server::start(Kind::Consul).await else { return };
+    let proxy = server.proxy();
+    consul_put(server.address(), "large", &"x".repeat(LARGE)).await;
+    let delay = Duration::from_millis(400);
+    proxy.delay(delay);
+    let took = time_of_a_large_answer(&proxy).await;
+    // There and back; 16 pieces or more, one after the other, would take 6 s.
+    assert!((2 * delay..6 * delay).contains(&took), "{took:?}");
+    proxy.restore();
+    assert!(time_of_a_large_answer(&proxy).await < delay);
+}
+
+#[tokio::test]
+async fn a_proxy_lets_only_so_much_through_in_a_second() {
+    let Some(server) = Server::start(Kind::Consul).await else { return };
+    let proxy = server.proxy();
+    consul_put(server.address(), "large", &"x".repeat(LARGE)).await;
+    proxy.throttle(LARGE as u64 / 2);
+    let took = time_of_a_large_answer(&proxy).await;
+    assert!((1900..4000).contains(&took.as_millis()), "{took:?}");
+    proxy.throttle(10);
+    let slow = tokio::spawn(async move { (time_of_a_large_answer(&proxy).await, proxy) });
+    sleep(SOON).await;
+    assert!(!slow.is_finished());
+    slow.abort();
+}
+
+#[tokio::test]
+async fn a_half_open_proxy_takes_connections_and_nothing_else() {
+    let Some(server) = common::etcd().await else { return };
+    let proxy = server.proxy();
+    let mut former = TcpStream::connect(proxy.address()).await.unwrap();
+    former.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    former.read_exact(&mut [0; 12]).await.unwrap();
+    proxy.half_open();
+    proxy.reset_counts();
+    let mut rest = Vec::new();
+    timeout(LATE, former.read_to_end(&mut rest)).await.unwrap().ok();
+    let mut taken = TcpStream::connect(proxy.address()).await.unwrap();
+    taken.write_all(b"GET /health HTTP/1.0\r\n\r\n").await.unwrap();
+    assert!(timeout(SOON, taken.read(&mut [0])).await.is_err());
+    proxy.restore();
+    assert_eq!(timeout(LATE, taken.read(&mut [0])).await.unwrap().unwrap_or(0), 0);
+    assert_eq!(proxy.counts().to_server, 0);
+    assert_eq!(http::get(proxy.address(), "/health").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_proxy_resets_connections_in_the_midst_of_an_answer() {
+    let Some(server) = Server::start(Kind::Consul).await else { return };
+    let proxy = server.proxy();
+    consul_put(server.address(), "large", &"x".repeat(LARGE)).await;
+    let request = b"GET /v1/kv/large?raw HTTP/1.1\r\nHost: x\r\n\r\n";
+    // Consul's answer ends in an address in quotes.
+    let leader = async |stream: &mut TcpStream| {
+        stream.write_all(b"GET /v1/status/leader HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        while stream.read_u8().await.unwrap() != b'"' {}
+        while stream.read_u8().await.unwrap() != b'"' {}
+    };
+    let mut open = TcpStream::connect(proxy.address()).await.unwrap();
+    leader(&mut open).await;
+    for bytes in [0, 1, 100_000] {
+        proxy.close_at(bytes);
+        let mut new = TcpStream::connect(proxy.address()).await.unwrap();
+        new.write_all(request).await.unwrap();
+        assert_eq!(until_reset(&mut new).await, bytes);
+    }
+    open.write_all(request).await.unwrap();
+    assert_eq!(until_reset(&mut open).await, 100_000);
+    proxy.restore();
+    leader(&mut TcpStream::connect(proxy.address()).await.unwrap()).await;
+}
+
+/// How many bytes arrive before the connection is reset.
+async fn until_reset(stream: &mut TcpStream) -> u64 {
+    let (mut buffer, mut arrived) = ([0; 4096], 0);
+    loop {
+        match timeout(LATE, stream.read(&mut buffer)).await.unwrap() {
+            Ok(0) => panic!("the connection was closed after {arrived} bytes as if all were said"),
+            Ok(length) => arrived += length as u64,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                return arrived;
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -7,11 +7,13 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// Forwards a loopback port to a server. Runs on a thread of its own, so that a busy test doesn't hold it up.
 ///
@@ -32,6 +34,13 @@ enum State {
     Forward,
     Blackhole,
     HoldAnswers,
+    HoldRequests,
+    Delay(Duration),
+    /// Bytes per second.
+    Throttle(u64),
+    /// After so many bytes.
+    CloseAt(u64),
+    HalfOpen,
     Cut,
 }
 
@@ -41,13 +50,53 @@ enum Direction {
     ToClient,
 }
 
+/// What is to be done with the bytes that are next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Send at most this many.
+    Pass(u64),
+    /// Wait for another state.
+    Hold,
+    /// Reset the connection.
+    Reset,
+}
+
 impl State {
-    fn lets_through(self, direction: Direction) -> bool {
-        match self {
-            State::Forward => true,
-            State::HoldAnswers => direction == Direction::ToServer,
-            State::Blackhole | State::Cut => false,
+    /// What is to be done where `gone` bytes of a connection have gone this way since the state is in force.
+    fn verdict(self, way: Direction, gone: u64) -> Verdict {
+        match (self, way) {
+            (State::HoldAnswers, Direction::ToClient) | (State::HoldRequests, Direction::ToServer) => Verdict::Hold,
+            (State::Blackhole | State::HalfOpen | State::Cut, _) => Verdict::Hold,
+            (State::CloseAt(bytes), Direction::ToClient) if gone >= bytes => Verdict::Reset,
+            (State::CloseAt(bytes), Direction::ToClient) => Verdict::Pass(bytes - gone),
+            // Little at a time, so that it flows.
+            (State::Throttle(rate), _) => Verdict::Pass((rate / 20).max(1)),
+            _ => Verdict::Pass(u64::MAX),
         }
+    }
+
+    /// How long what arrives now is under way.
+    fn delay(self) -> Duration {
+        if let State::Delay(delay) = self { delay } else { Duration::ZERO }
+    }
+
+    /// How long nothing may follow these bytes.
+    fn pause_behind(self, bytes: u64) -> Duration {
+        if let State::Throttle(rate) = self {
+            Duration::from_secs_f64(bytes as f64 / rate as f64)
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    fn accepts(self) -> bool {
+        self != State::Cut
+    }
+
+    /// Whether every connection is closed when this takes the place of the state before. One that was accepted by nobody is
+    /// never served.
+    fn closes_all(self, before: State) -> bool {
+        matches!(self, State::Cut | State::HalfOpen) || before == State::HalfOpen
     }
 }
 
@@ -87,6 +136,33 @@ impl Proxy {
     /// As [`blackhole`](Proxy::blackhole), only for what the server sends: it carries out requests and nobody hears of it.
     pub fn hold_answers(&self) {
         self.order(State::HoldAnswers);
+    }
+
+    /// The other one: nothing gets to the server, and what it sends still arrives.
+    pub fn hold_requests(&self) {
+        self.order(State::HoldRequests);
+    }
+
+    /// Every piece is under way for so long, either way, however many are. Connections are made at once.
+    pub fn delay(&self, delay: Duration) {
+        self.order(State::Delay(delay));
+    }
+
+    /// Each connection carries no more than this either way.
+    pub fn throttle(&self, bytes_per_second: u64) {
+        assert!(bytes_per_second > 0, "that is a black hole");
+        self.order(State::Throttle(bytes_per_second));
+    }
+
+    /// Resets each connection, open or new, when so many more bytes of it have gone to the client: in the midst of an answer.
+    pub fn close_at(&self, bytes: u64) {
+        self.order(State::CloseAt(bytes));
+    }
+
+    /// Closes every connection. New ones are accepted, and nothing that is sent on them ever arrives, as with a server that
+    /// is stuck: they are closed by [`restore`](Proxy::restore) or the next order.
+    pub fn half_open(&self) {
+        self.order(State::HalfOpen);
     }
 
     /// Forwards again.
@@ -156,11 +232,14 @@ async fn serve(listener: TcpListener, link: Link, mut orders: mpsc::UnboundedRec
             biased;
             order = orders.recv() => {
                 let Some((state, done)) = order else { return };
-                link.state.send_replace(state);
-                if state == State::Cut {
+                let before = link.state.send_replace(state);
+                if !state.accepts() {
                     listener = None;
+                }
+                if state.closes_all(before) {
                     connections.shutdown().await;
-                } else if listener.is_none() {
+                }
+                if state.accepts() && listener.is_none() {
                     listener = Some(TcpListener::bind(address).await.expect("the proxy's port"));
                 }
                 // Whoever gave the order may have been cancelled meanwhile.
@@ -187,7 +266,7 @@ async fn accept(listener: Option<&TcpListener>) -> TcpStream {
 
 async fn relay(client: TcpStream, link: Link) -> io::Result<()> {
     let _open = Open::new(&link.counts);
-    link.passage(Direction::ToServer).await;
+    Gate::new(&link, Direction::ToServer).decided().await;
     let server = TcpStream::connect(link.target).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -200,32 +279,132 @@ async fn relay(client: TcpStream, link: Link) -> io::Result<()> {
     Ok(())
 }
 
-async fn pump(link: &Link, way: Direction, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
-    let mut meter = Meter::new(link.kind);
-    let mut buffer = vec![0; 64 * 1024];
+/// Some bytes, or none for the end of them, and when they have been under way for long enough.
+struct Piece {
+    bytes: Vec<u8>,
+    due: Instant,
+}
+
+/// How many pieces may be under way. A delay doesn't slow down what is less.
+const UNDER_WAY: usize = 1024;
+
+async fn pump(link: &Link, way: Direction, from: OwnedReadHalf, to: OwnedWriteHalf) -> io::Result<()> {
+    let (sender, receiver) = mpsc::channel(UNDER_WAY);
+    tokio::try_join!(take(link, way, from, sender), deliver(link, way, receiver, to))?;
+    Ok(())
+}
+
+async fn take(link: &Link, way: Direction, mut from: OwnedReadHalf, pieces: mpsc::Sender<Piece>) -> io::Result<()> {
+    let mut gate = Gate::new(link, way);
+    let mut buffer = vec![0; 16 * 1024];
     loop {
         let length = from.read(&mut buffer).await?;
-        link.passage(way).await;
-        if length == 0 {
+        let due = Instant::now() + link.state.borrow().delay();
+        // Where nothing passes, the sender is to feel that after a while.
+        gate.decided().await;
+        let piece = Piece { bytes: buffer[..length].to_vec(), due };
+        if pieces.send(piece).await.is_err() || length == 0 {
+            return Ok(());
+        }
+    }
+}
+
+async fn deliver(
+    link: &Link,
+    way: Direction,
+    mut pieces: mpsc::Receiver<Piece>,
+    mut to: OwnedWriteHalf,
+) -> io::Result<()> {
+    let delivered = deliver_all(link, way, &mut pieces, &mut to).await;
+    if delivered.is_err() {
+        // Closed without this, the connection would end as if all were said.
+        to.as_ref().set_zero_linger()?;
+        to.forget();
+    }
+    delivered
+}
+
+async fn deliver_all(
+    link: &Link,
+    way: Direction,
+    pieces: &mut mpsc::Receiver<Piece>,
+    to: &mut OwnedWriteHalf,
+) -> io::Result<()> {
+    let (mut meter, mut gate) = (Meter::new(link.kind), Gate::new(link, way));
+    while let Some(Piece { bytes, due }) = pieces.recv().await {
+        if due > Instant::now() {
+            sleep_until(due).await;
+        }
+        gate.opens().await?;
+        if bytes.is_empty() {
             return to.shutdown().await;
         }
-        link.count(way, &buffer[..length], &mut meter);
-        let mut rest = &buffer[..length];
-        while !rest.is_empty() {
-            link.passage(way).await;
-            let written = to.write(rest).await?;
-            rest = &rest[written..];
+        link.count(way, &bytes, &mut meter);
+        gate.send(&bytes, to).await?;
+    }
+    Ok(())
+}
+
+/// Sees to it that one direction of one connection does what the state says.
+struct Gate {
+    state: watch::Receiver<State>,
+    way: Direction,
+    /// The bytes that have gone since the state is in force.
+    gone: u64,
+}
+
+impl Gate {
+    fn new(link: &Link, way: Direction) -> Self {
+        Gate { state: link.state.subscribe(), way, gone: 0 }
+    }
+
+    /// Returns when bytes may pass, with how many at once. An error says that the connection is to be reset.
+    async fn opens(&mut self) -> io::Result<usize> {
+        match self.decided().await {
+            Verdict::Pass(bytes) => Ok(usize::try_from(bytes).unwrap_or(usize::MAX)),
+            Verdict::Reset | Verdict::Hold => Err(io::ErrorKind::ConnectionReset.into()),
+        }
+    }
+
+    /// Waits as long as everything is held up.
+    async fn decided(&mut self) -> Verdict {
+        loop {
+            if self.state.has_changed().unwrap_or(false) {
+                self.gone = 0;
+            }
+            match self.state.borrow_and_update().verdict(self.way, self.gone) {
+                Verdict::Hold => {}
+                verdict => return verdict,
+            }
+            self.another_state().await;
+        }
+    }
+
+    async fn another_state(&mut self) {
+        // The sender is the link's: there always is one.
+        let _ = self.state.changed().await;
+        self.gone = 0;
+    }
+
+    async fn send(&mut self, mut bytes: &[u8], to: &mut OwnedWriteHalf) -> io::Result<()> {
+        loop {
+            // Also behind the last of them, where the connection may have to end.
+            let at_most = self.opens().await?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let written = to.write(&bytes[..bytes.len().min(at_most)]).await?;
+            bytes = &bytes[written..];
+            self.gone += written as u64;
+            let pause = self.state.borrow().pause_behind(written as u64);
+            if !pause.is_zero() {
+                let _ = timeout(pause, self.another_state()).await;
+            }
         }
     }
 }
 
 impl Link {
-    /// Returns when bytes may pass this way.
-    async fn passage(&self, way: Direction) {
-        // The sender is ours: there is always one.
-        let _ = self.state.subscribe().wait_for(|state| state.lets_through(way)).await;
-    }
-
     fn count(&self, way: Direction, bytes: &[u8], meter: &mut Meter) {
         let mut counts = lock(&self.counts);
         match way {
