@@ -183,9 +183,45 @@ fn a_renewal_that_comes_back_late_revives_nothing() {
     });
 }
 
-/// The clock passes the holder's deadline, and nobody has had time to see it: as when a frozen process goes on.
+/// The clock jumps, and nobody has had time to see it: as when a frozen process, or a machine that slept, goes on.
+fn jump(time: Duration) {
+    assert!(tokio::time::advance(time).now_or_never().is_none(), "others had their turn");
+}
+
+/// The clock passes the holder's deadline unseen.
 pub(crate) fn thaw() {
-    assert!(tokio::time::advance(HELD_FOR + millis(10)).now_or_never().is_none(), "others had their turn");
+    jump(HELD_FOR + millis(10));
+}
+
+#[test]
+fn jumps_of_the_clock_never_leave_two_holders() {
+    for seed in 1..=20 {
+        paused(async {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let script = Script::new();
+            let (store, other) = (open_with(&script, seconds(60)).await, other(&script).await);
+            for _ in 0..10 {
+                let guard = lock(&store).await;
+                // The server is silent: the clock is all there is.
+                script.locks.keep_alive.always(|| Hang);
+                script.locks.contend.always(|| Hang);
+                let mut next = want(&other, wish());
+                let later = loop {
+                    jump(TTL.mul_f64(rng.f64() * 0.7));
+                    sleep(millis(rng.u64(..50))).await;
+                    if let Some(got) = (&mut next).now_or_never() {
+                        break got.unwrap().unwrap();
+                    }
+                };
+                assert!(!guard.is_held() && guard.token() < later.token(), "seed {seed}");
+                script.locks.keep_alive.heal();
+                script.locks.contend.heal();
+                later.unlock().await.unwrap();
+                drop(guard);
+                until(&store, |status| status.locks == 0).await;
+            }
+        });
+    }
 }
 
 #[test]
