@@ -24,6 +24,11 @@ pub(crate) trait Client {
 
     async fn put(&mut self, key: &str, value: Bytes) -> Result<()>;
 
+    /// Tries another server from now on, where the client doesn't do that by itself.
+    async fn turn_elsewhere(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Follows a key that exists. What is written from when this returns is told.
     async fn watch(&mut self, key: &str) -> Result<Self::Watch>;
 

@@ -1,9 +1,11 @@
 //! Ours.
 
 use crate::client::{self, HOLDER, Result};
+use crate::failover;
 use crate::site::Site;
 use ::kvactor::{Error, LockGuard, LockOptions, Store, WatchEvent, WatchStream};
 use bytes::Bytes;
+use std::net::SocketAddr;
 use tokio::sync::OnceCell;
 
 /// One run's store.
@@ -18,10 +20,20 @@ impl Peer {
         let url = match site {
             Site::Server(server) => server.url("kvactor"),
             Site::Folder(folder) => format!("local://{}/store.redb", folder.path().display()),
+            Site::Cluster(cluster) => cluster.direct_url("kvactor"),
             Site::Memory => "memory://compare".to_owned(),
         };
-        let is_embedded = !matches!(site, Site::Server(_));
+        let is_embedded = !matches!(site, Site::Server(_) | Site::Cluster(_));
         Peer { url, embedded: is_embedded.then(OnceCell::new) }
+    }
+}
+
+impl Peer {
+    /// One of several servers.
+    pub(crate) fn among(scheme: &str, hosts: &[SocketAddr]) -> Self {
+        let hosts = hosts.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
+        let timeout = failover::ATTEMPT.as_millis();
+        Peer { url: format!("{scheme}://{hosts}/kvactor?request_timeout={timeout}ms"), embedded: None }
     }
 }
 

@@ -53,6 +53,8 @@ fn arguments(subject: Subject, options: &Options) -> Vec<String> {
         }
         Subject::Lock => format!("-op lock_reuse -seconds {}", lock_time.as_secs_f64()),
         Subject::Handoff => format!("-op lock_handoff -samples {handoffs}"),
+        // It isn't asked: it would need a second server, and to be told of the kill.
+        Subject::Failover => String::new(),
     };
     arguments.split(' ').map(str::to_owned).collect()
 }

@@ -4,13 +4,14 @@
 //! KVACTOR_PEER_LIBKV=path/to/libkv cargo bench --all-features --bench compare
 //! ```
 //!
-//! What is compared is one module each: [`watch`], [`lock`], [`handoff`]. A further one needs a [`Subject`], what it calls in
+//! What is compared is one module each: [`watch`], [`lock`], [`handoff`], [`failover`]. A further one needs a [`Subject`], what it calls in
 //! [`client::Client`], its two columns in [`report`], what the compiler then misses, and libkv's operation in [`libkv`].
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
 mod client;
+mod failover;
 mod handoff;
 mod kvactor;
 mod libkv;
@@ -26,6 +27,7 @@ use options::Options;
 use report::{Case, Figures, Report};
 use site::{Backend, Site};
 use std::fmt;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,10 +40,17 @@ enum Subject {
     Lock,
     /// The latency from the release of a lock to the next holder.
     Handoff,
+    /// How long no put succeeds when the leader of three servers is killed.
+    Failover,
 }
 
 impl Subject {
-    const ALL: [Subject; 3] = [Subject::Watch, Subject::Lock, Subject::Handoff];
+    const ALL: [Subject; 4] = [Subject::Watch, Subject::Lock, Subject::Handoff, Subject::Failover];
+
+    /// Whether it takes three servers, where the others take one.
+    fn is_of_a_cluster(self) -> bool {
+        self == Subject::Failover
+    }
 }
 
 impl fmt::Display for Subject {
@@ -50,6 +59,7 @@ impl fmt::Display for Subject {
             Subject::Watch => "watch",
             Subject::Lock => "lock",
             Subject::Handoff => "handoff",
+            Subject::Failover => "failover",
         })
     }
 }
@@ -96,10 +106,23 @@ fn main() -> Result<ExitCode> {
     Ok(if report.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// All that is compared on one backend, whose server runs alone meanwhile.
+/// All that is compared on one backend, whose servers run alone meanwhile.
 fn compare(backend: Backend, options: &Options, report: &mut Report) -> Result<()> {
+    let of_a_cluster =
+        |is: bool| options.subjects.iter().copied().filter(|subject| subject.is_of_a_cluster() == is).collect();
+    let (on_one, on_three): (Vec<_>, Vec<_>) = (of_a_cluster(false), of_a_cluster(true));
+    if !on_one.is_empty() {
+        compare_on_one(backend, &on_one, options, report)?;
+    }
+    if !on_three.is_empty() && backend.kind().is_some() {
+        compare_on_three(backend, &on_three, options, report)?;
+    }
+    Ok(())
+}
+
+fn compare_on_one(backend: Backend, subjects: &[Subject], options: &Options, report: &mut Report) -> Result<()> {
     let mut peers: Vec<_> = options.peers.iter().copied().filter(|peer| peer.runs_on(backend)).collect();
-    let cases = |peer| options.subjects.iter().map(move |subject| Case { subject: *subject, backend, peer });
+    let cases = |peer| subjects.iter().map(move |subject| Case { subject: *subject, backend, peer });
     let Some(site) = Site::open(backend, options.libkv.is_some())? else {
         peers.into_iter().flat_map(cases).for_each(|case| report.skip(case, "no server"));
         return Ok(());
@@ -108,7 +131,21 @@ fn compare(backend: Backend, options: &Options, report: &mut Report) -> Result<(
         cases(Peer::Libkv).for_each(|case| report.skip(case, libkv::MISSING));
         peers.retain(|peer| *peer != Peer::Libkv);
     }
-    for subject in &options.subjects {
+    for subject in subjects {
+        take_turns(*subject, backend, &site, peers.clone(), options, report)?;
+    }
+    Ok(())
+}
+
+/// libkv isn't asked.
+fn compare_on_three(backend: Backend, subjects: &[Subject], options: &Options, report: &mut Report) -> Result<()> {
+    let peers: Vec<_> = options.peers.iter().copied().filter(|peer| *peer != Peer::Libkv).collect();
+    let cases = |peer| subjects.iter().map(move |subject| Case { subject: *subject, backend, peer });
+    let Some(site) = Site::open_cluster(backend)? else {
+        peers.into_iter().flat_map(cases).for_each(|case| report.skip(case, "no servers"));
+        return Ok(());
+    };
+    for subject in subjects {
         take_turns(*subject, backend, &site, peers.clone(), options, report)?;
     }
     Ok(())
@@ -142,13 +179,14 @@ fn take_turns(
 
 /// A server has more to do at first, and ZooKeeper is compiled as it runs: that isn't to be the first one's burden.
 fn warm_up(subject: Subject, site: &Site, options: &Options) -> Result<()> {
-    let options = Options { gap: Duration::ZERO, ..options.clone() };
+    let options = Options { gap: Duration::ZERO, failovers: 1, ..options.clone() };
     measure(subject, Peer::KvactorTokio, site, &options).map(drop)
 }
 
 fn measure(subject: Subject, peer: Peer, site: &Site, options: &Options) -> Result<Figures> {
     let ours = |runtime| measure_here(subject, &kvactor::Peer::at(site), runtime, options);
     match (peer, site) {
+        (_, Site::Cluster(cluster)) => fail_over(peer, cluster, options),
         (Peer::Kvactor, _) => ours(Runtime::Actix),
         (Peer::KvactorTokio, _) => ours(Runtime::Tokio),
         (Peer::Libkv, Site::Server(server)) => libkv::measure(options.libkv.as_deref(), subject, server, options),
@@ -165,11 +203,29 @@ fn measure_raw(subject: Subject, server: &common::Server, options: &Options) -> 
     }
 }
 
+fn fail_over(peer: Peer, cluster: &common::Cluster, options: &Options) -> Result<Figures> {
+    use common::Kind::{Consul, Etcd, ZooKeeper};
+    let (kind, samples) = (cluster.kind(), options.failovers);
+    let ours = |runtime| {
+        let among = |hosts: &[SocketAddr]| kvactor::Peer::among(kind.scheme(), hosts);
+        failover::time(among, runtime, cluster, samples)
+    };
+    match (peer, kind) {
+        (Peer::Kvactor, _) => ours(Runtime::Actix),
+        (Peer::KvactorTokio, _) => ours(Runtime::Tokio),
+        (Peer::Raw, Consul) => failover::time(raw::consul::Peer::among, Runtime::Actix, cluster, samples),
+        (Peer::Raw, Etcd) => failover::time(raw::etcd::Peer::among, Runtime::Actix, cluster, samples),
+        (Peer::Raw, ZooKeeper) => failover::time(raw::zookeeper::Peer::among, Runtime::Actix, cluster, samples),
+        (Peer::Libkv, _) => Err("its program measures no failover".into()),
+    }
+}
+
 /// What is measured of a peer that runs in this process.
 fn measure_here(subject: Subject, peer: &impl client::Peer, runtime: Runtime, options: &Options) -> Result<Figures> {
     match subject {
         Subject::Watch => watch::latency(peer, runtime, &options.plan()),
         Subject::Lock => lock::rate(peer, runtime, options.lock_time),
         Subject::Handoff => handoff::latency(peer, runtime, options.handoffs),
+        Subject::Failover => Err("that takes three servers".into()),
     }
 }

@@ -15,8 +15,9 @@ kvactor, the raw Rust clients and libkv, in turn, on servers that this program s
 
 cargo bench --all-features --bench compare -- [OPTIONS]
 
-  --subject NAME    watch (latency from put to event), lock (how often a lock is got and given back) or handoff (latency from
-                    release to the next holder); may be given several times  [all]
+  --subject NAME    watch (latency from put to event), lock (how often a lock is got and given back), handoff (latency from
+                    release to the next holder) or failover (how long no put succeeds when the leader of three servers is
+                    killed); may be given several times  [all]
   --backend NAME    consul, etcd, zookeeper, local or memory; may be given several times  [all]
   --peer NAME       kvactor (in an actix system), kvactor-tokio, raw or libkv; may be given several times  [all]
   --rounds N        how often each peer has its turn  [5]
@@ -25,6 +26,7 @@ cargo bench --all-features --bench compare -- [OPTIONS]
   --value-size N    watch: in bytes  [100]
   --lock-time TIME  lock: how long a turn lasts  [3s]
   --handoffs N      handoff: how many a turn has  [30]
+  --failovers N     failover: how many a turn has  [3]
   --json FILE       write each turn's figures to this file, a line of JSON each
 
 KVACTOR_PEER_LIBKV names the program that drives libkv; without it libkv is left out.
@@ -41,6 +43,7 @@ pub(crate) struct Options {
     pub(crate) value_size: usize,
     pub(crate) lock_time: Duration,
     pub(crate) handoffs: u64,
+    pub(crate) failovers: u64,
     pub(crate) json: Option<PathBuf>,
     /// The program that drives libkv.
     pub(crate) libkv: Option<PathBuf>,
@@ -62,6 +65,7 @@ impl Options {
                 Long("value-size") => options.value_size = arguments.value()?.parse()?,
                 Long("lock-time") => options.lock_time = arguments.value()?.parse_with(humantime::parse_duration)?,
                 Long("handoffs") => options.handoffs = arguments.value()?.parse()?,
+                Long("failovers") => options.failovers = arguments.value()?.parse()?,
                 Long("json") => options.json = Some(arguments.value()?.into()),
                 // What `cargo bench` adds.
                 Long("bench") => by_bench = true,
@@ -109,6 +113,7 @@ impl Default for Options {
             value_size: 100,
             lock_time: Duration::from_secs(3),
             handoffs: 30,
+            failovers: 3,
             json: None,
             libkv: std::env::var_os(libkv::VARIABLE).filter(|path| !path.is_empty()).map(Into::into),
         }

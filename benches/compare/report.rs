@@ -150,11 +150,14 @@ impl Report {
     }
 
     fn title(&self, subject: Subject) -> String {
-        let Options { rounds, samples, gap, value_size, lock_time, handoffs, .. } = &self.options;
+        let Options { rounds, samples, gap, value_size, lock_time, handoffs, failovers, .. } = &self.options;
         let (what, turn) = match subject {
             Subject::Watch => ("Put to event", format!("{samples} puts each, {value_size} bytes, {gap:?} apart")),
             Subject::Lock => ("Lock and unlock, one caller, nobody else", format!("{lock_time:?} each")),
             Subject::Handoff => ("Release to the next holder", format!("{handoffs} hand-offs each")),
+            Subject::Failover => {
+                ("No put succeeds, as the leader of three is killed", format!("{failovers} kills each"))
+            }
         };
         let cores = self.cores;
         format!(
@@ -172,6 +175,8 @@ impl Report {
 
 type Figure = fn(&Figures) -> f64;
 const P50: Figure = |figures| figures.p50_us;
+const P50_MS: Figure = |figures| figures.p50_us / 1000.0;
+const MAX_MS: Figure = |figures| figures.max_us / 1000.0;
 const P99: Figure = |figures| figures.p99_us;
 const RATE: Figure = |figures| figures.samples as f64 / figures.seconds;
 
@@ -179,6 +184,7 @@ const RATE: Figure = |figures| figures.samples as f64 / figures.seconds;
 fn columns(subject: Subject) -> [(&'static str, Figure); 2] {
     match subject {
         Subject::Watch | Subject::Handoff => [("p50 us", P50), ("p99 us", P99)],
+        Subject::Failover => [("p50 ms", P50_MS), ("worst ms", MAX_MS)],
         Subject::Lock => [("per second", RATE), ("p50 us", P50)],
     }
 }

@@ -1,7 +1,7 @@
 //! Where the peers meet: a server, or what an embedded store needs.
 
 use crate::client::{Result, Runtime};
-use crate::common::{Kind, Server, Setup};
+use crate::common::{Cluster, Kind, Server, Setup};
 use std::fmt;
 use tempfile::TempDir;
 
@@ -45,6 +45,7 @@ impl fmt::Display for Backend {
 /// It ends when this is dropped.
 pub(crate) enum Site {
     Server(Box<Server>),
+    Cluster(Box<Cluster>),
     Folder(TempDir),
     Memory,
 }
@@ -62,5 +63,12 @@ impl Site {
         let setup = Setup { etcd_v2: for_libkv, ..Setup::default() };
         let started = Runtime::Tokio.block_on(async { Ok(Server::start_as(kind, setup).await) })?;
         Ok(started.map(|server| Site::Server(Box::new(server))))
+    }
+
+    /// Three servers. None where they aren't installed, and where the backend has none.
+    pub(crate) fn open_cluster(backend: Backend) -> Result<Option<Self>> {
+        let Some(kind) = backend.kind() else { return Ok(None) };
+        let started = Runtime::Tokio.block_on(async { Ok(Cluster::start(kind).await) })?;
+        Ok(started.map(|cluster| Site::Cluster(Box::new(cluster))))
     }
 }

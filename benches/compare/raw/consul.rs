@@ -12,15 +12,22 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 pub(crate) struct Peer {
-    /// The URL of the API.
-    api: String,
+    /// The URLs of the API.
+    apis: VecDeque<String>,
 }
 
 impl Peer {
     pub(crate) fn at(server: &Server) -> Self {
-        Peer { api: format!("http://{}/v1", server.address()) }
+        Peer::among(&[server.address()])
+    }
+
+    /// One after the other is tried.
+    pub(crate) fn among(hosts: &[SocketAddr]) -> Self {
+        Peer { apis: hosts.iter().map(|host| format!("http://{host}/v1")).collect() }
     }
 }
 
@@ -30,8 +37,8 @@ impl client::Peer for Peer {
     async fn connect(&self) -> Result<Agent> {
         // A query waits for longer than awc would.
         let http = Client::builder().disable_timeout().finish();
-        let (api, session) = (self.api.clone(), String::new());
-        let mut agent = Agent { http, api, session };
+        let (apis, session) = (self.apis.clone(), String::new());
+        let mut agent = Agent { http, apis, session };
         // It lasts for longer than a turn, without a renewal.
         let (_, opened) = agent.put_json("session/create", &json!({"TTL": "60s", "LockDelay": "0s"})).await?;
         agent.session = serde_json::from_slice::<Opened>(&opened)?.id;
@@ -47,13 +54,14 @@ struct Opened {
 
 pub(crate) struct Agent {
     http: Client,
-    api: String,
+    /// The first one is asked.
+    apis: VecDeque<String>,
     session: String,
 }
 
 impl Agent {
     async fn put_json(&self, path: &str, body: &Value) -> Result<(StatusCode, Bytes)> {
-        let request = self.http.put(format!("{}/{path}", self.api));
+        let request = self.http.put(format!("{}/{path}", self.apis[0]));
         let mut response = request.send_json(body).await.map_err(|error| error.to_string())?;
         Ok((response.status(), response.body().await?))
     }
@@ -69,7 +77,7 @@ impl Agent {
     }
 
     fn url(&self, key: &str) -> String {
-        format!("{}/kv/raw/{key}", self.api)
+        format!("{}/kv/raw/{key}", self.apis[0])
     }
 
     /// Waits until a key isn't there.
@@ -98,6 +106,11 @@ impl client::Client for Agent {
             StatusCode::OK if body == "true" => Ok(()),
             status => Err(format!("{status}: {body:?}").into()),
         }
+    }
+
+    async fn turn_elsewhere(&mut self) -> Result<()> {
+        self.apis.rotate_left(1);
+        Ok(())
     }
 
     async fn watch(&mut self, key: &str) -> Result<Query> {

@@ -8,17 +8,23 @@ use etcd_client::{
     Client, Compare, CompareOp, EventType, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
     TxnOpResponse, WatchFilterType, WatchOptions, WatchStream,
 };
+use std::net::SocketAddr;
 
 /// How long a lock lasts that isn't renewed: longer than a turn.
 const LEASE_SECONDS: i64 = 60;
 
 pub(crate) struct Peer {
-    address: String,
+    addresses: Vec<String>,
 }
 
 impl Peer {
     pub(crate) fn at(server: &Server) -> Self {
-        Peer { address: server.address().to_string() }
+        Peer::among(&[server.address()])
+    }
+
+    /// The client balances among all of them.
+    pub(crate) fn among(hosts: &[SocketAddr]) -> Self {
+        Peer { addresses: hosts.iter().map(SocketAddr::to_string).collect() }
     }
 }
 
@@ -26,7 +32,7 @@ impl client::Peer for Peer {
     type Client = Connection;
 
     async fn connect(&self) -> Result<Connection> {
-        let mut client = Client::connect([&self.address], None).await?;
+        let mut client = Client::connect(&self.addresses, None).await?;
         let lease = client.lease_grant(LEASE_SECONDS, None).await?.id();
         Ok(Connection { client, lease })
     }

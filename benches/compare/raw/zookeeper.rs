@@ -7,15 +7,21 @@
 use crate::client::{self, HOLDER, Result};
 use crate::common::Server;
 use bytes::Bytes;
+use std::net::SocketAddr;
 use zookeeper_client::{Acls, AddWatchMode, Client, CreateMode, Error, EventType, PersistentWatcher};
 
 pub(crate) struct Peer {
-    address: String,
+    addresses: String,
 }
 
 impl Peer {
     pub(crate) fn at(server: &Server) -> Self {
-        Peer { address: server.address().to_string() }
+        Peer::among(&[server.address()])
+    }
+
+    /// The client moves among all of them, and its session with it.
+    pub(crate) fn among(hosts: &[SocketAddr]) -> Self {
+        Peer { addresses: hosts.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",") }
     }
 }
 
@@ -23,7 +29,7 @@ impl client::Peer for Peer {
     type Client = Client;
 
     async fn connect(&self) -> Result<Client> {
-        Ok(Client::connect(&self.address).await?)
+        Ok(Client::connect(&self.addresses).await?)
     }
 }
 
