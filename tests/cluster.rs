@@ -7,6 +7,7 @@ mod common;
 
 use common::told::Told;
 use common::{Cluster, Kind, on_servers};
+use futures_util::future::join_all;
 use kvactor::{Error, Store, TreeStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -178,4 +179,31 @@ async fn calls_go_on_while_all_nodes_are_restarted_in_turn(kind: Kind) {
         load.goes_on("a node was restarted").await;
     }
     load.ends_well().await;
+}
+
+/// Through a member that forwarded them to the leader, who is dead since.
+#[cfg(feature = "etcd")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_puts_that_died_with_the_leader_end_when_there_is_another_one() {
+    let Some(cluster) = Cluster::start(Kind::Etcd).await else { return };
+    let leader = cluster.leader().await.unwrap();
+    let follower = cluster.nodes()[(leader + 1) % 3].url("orphans");
+    let store = Store::connect(&format!("{follower}?request_timeout=30s")).await.unwrap();
+    store.put("k", "before").await.unwrap();
+    cluster.nodes()[leader].kill();
+    let begun = Instant::now();
+    let orphans = join_all((0..100).map(|put| store.put(format!("k{put}"), "v"))).await;
+    let took = begun.elapsed();
+    println!(
+        "{} of 100 puts ended well, all of them within {took:?}",
+        orphans.iter().filter(|put| put.is_ok()).count()
+    );
+    assert!(orphans.iter().any(Result::is_err), "none was lost: this shows nothing");
+    for orphan in orphans.into_iter().filter_map(Result::err) {
+        assert!(orphan.is_indeterminate(), "{orphan}");
+    }
+    // An election takes up to 2 s.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    store.put("k", "after").await.unwrap();
+    assert_eq!(store.get("k").await.unwrap().value, "after");
 }

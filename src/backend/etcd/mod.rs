@@ -16,6 +16,7 @@ mod range;
 mod sentinel;
 mod session;
 mod status;
+mod term;
 mod transport;
 mod watch;
 

@@ -3,6 +3,7 @@
 use super::line;
 use super::sentinel::Sentinel;
 use super::status::{self, Effect};
+use super::term::Term;
 use crate::config::Credentials;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
@@ -30,6 +31,7 @@ pub(super) struct Session {
     kv: KvClient,
     identity: Option<Identity>,
     sentinel: Sentinel,
+    term: Term,
 }
 
 /// Who we are to the server, and how often we have proved it.
@@ -57,7 +59,8 @@ impl Session {
             .map_err(|failure| status::error(failure, Effect::Read, &server))?;
         let kv = client.kv_client().max_decoding_message_size(MAX_ANSWER);
         let identity = credentials.map(Identity::new);
-        let session = Session { server, namespace, client, kv, identity, sentinel: Sentinel::default() };
+        let (sentinel, term) = (Sentinel::default(), Term::default());
+        let session = Session { server, namespace, client, kv, identity, sentinel, term };
         session.authenticate(0).await?;
         session.prove().await?;
         Ok(session)
@@ -67,9 +70,8 @@ impl Session {
     /// [`broken`](Session::broken) watches the connection.
     pub(super) async fn prove(&self) -> Result<()> {
         let key = self.guard();
-        let read = async || self.kv().get(key.as_slice(), Some(GetOptions::new().with_count_only())).await;
-        match self.read(read).await {
-            Ok(_) => {}
+        match self.read(async || self.ask_quorum().await).await {
+            Ok(()) => {}
             // Told after the quorum was asked: the link is as good as it can be for this user.
             Err(Error::PermissionDenied { .. }) => {}
             Err(error) => return Err(error),
@@ -112,13 +114,37 @@ impl Session {
     /// changes anything. The outer error is that of fetching the token.
     pub(super) async fn call<T>(&self, send: impl AsyncFn() -> Answer<T>) -> Result<Answer<T>> {
         let proofs = self.proofs();
-        match send().await {
+        match self.answer(send()).await {
             Err(failure) if self.identity.is_some() && status::wants_new_token(&failure) => {
                 self.authenticate(proofs).await?;
-                Ok(send().await)
+                Ok(self.answer(send()).await)
             }
             answer => Ok(answer),
         }
+    }
+
+    /// The answer to a call, unless it was lost with the leader that should have given it.
+    async fn answer<T>(&self, call: impl Future<Output = Answer<T>>) -> Answer<T> {
+        let ask = async || {
+            // A failure says nothing: there may be no leader yet.
+            let _ = self.ask_quorum().await;
+        };
+        tokio::select! {
+            biased;
+            answer = call => answer,
+            () = self.term.passed_by(ask) => Err(status::leader_changed()),
+        }
+    }
+
+    /// Asks something that takes a quorum to answer, and hears of the term.
+    async fn ask_quorum(&self) -> Answer<()> {
+        let answer = self.kv().get(self.guard(), Some(GetOptions::new().with_count_only())).await?;
+        self.hear(answer.header());
+        Ok(())
+    }
+
+    fn hear(&self, header: Option<&ResponseHeader>) {
+        self.term.heard(header.map_or(0, ResponseHeader::raft_term));
     }
 
     /// Work of several requests, done once more with a new token where it finds ours to be no good.
@@ -211,6 +237,7 @@ impl Session {
 
     /// The version of a write that the server has answered.
     pub(super) fn written(&self, header: Option<&ResponseHeader>) -> Result<Version> {
+        self.hear(header);
         header.map(|header| version(header.revision())).ok_or_else(|| status::senseless(Effect::Write, &self.server))
     }
 

@@ -72,6 +72,11 @@ pub(super) fn senseless(effect: Effect, server: &str) -> Error {
     lost(effect, format!("{server} answers, but not as an etcd server does"))
 }
 
+/// The failure of a call that got no answer, as another leader came in between; etcd gives it to some calls by itself.
+pub(super) fn leader_changed() -> ClientError {
+    ClientError::GRpcStatus(Status::unavailable("etcdserver: leader changed, and no answer came"))
+}
+
 /// Whether the failure says that our token is no good, which etcd finds out before it changes anything.
 pub(super) fn wants_new_token(failure: &ClientError) -> bool {
     let ClientError::GRpcStatus(status) = failure else { return false };
@@ -254,6 +259,12 @@ mod tests {
         for code in [Code::Unknown, Code::Internal, Code::DeadlineExceeded, Code::Cancelled, Code::Aborted] {
             assert!(of(Status::new(code, "?"), Effect::Write).is_indeterminate(), "{code}");
         }
+    }
+
+    #[test]
+    fn a_write_without_an_answer_is_open_when_the_leader_changed() {
+        assert!(error(leader_changed(), Effect::Write, "h:1").is_indeterminate());
+        assert!(error(leader_changed(), Effect::Read, "h:1").is_retryable());
     }
 
     #[test]
