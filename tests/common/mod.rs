@@ -26,6 +26,7 @@ mod server;
 pub mod tls;
 pub mod told;
 pub mod worker;
+pub mod wrapped;
 pub mod zookeeper;
 
 pub use cluster::Cluster;

@@ -1,0 +1,105 @@
+//! What stores take of this process and of the servers, to see that nothing is left of them.
+
+use crate::common::zookeeper::four_letters;
+use crate::common::{Cluster, Kind, Server, http};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// What is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    pub threads: usize,
+    /// Sockets of this process, the proxies' included.
+    pub sockets: usize,
+    /// Connections through the proxies.
+    pub connections: u64,
+    /// At the servers.
+    pub watches: u64,
+    /// At the servers: sessions, or leases.
+    pub sessions: u64,
+}
+
+impl Footprint {
+    pub async fn take(cluster: &Cluster) -> Footprint {
+        let (mut watches, mut sessions) = (0, 0);
+        for node in cluster.nodes() {
+            watches += watches_of(node).await;
+            sessions += sessions_of(node).await;
+        }
+        let connections = (0..cluster.nodes().len()).map(|node| cluster.proxy(node).counts().open).sum();
+        let threads = std::fs::read_dir("/proc/self/task").expect("Linux").count();
+        let fds = std::fs::read_dir("/proc/self/fd").expect("Linux");
+        // One may be closed while it is looked at.
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        let sockets = links.filter(|link| link.to_string_lossy().starts_with("socket:")).count();
+        Footprint { threads, sockets, connections, watches, sessions }
+    }
+
+    /// Whether nothing of this is more than in `base`.
+    fn within(&self, base: &Footprint) -> bool {
+        self.threads <= base.threads
+            && self.sockets <= base.sockets
+            && self.connections <= base.connections
+            && self.watches <= base.watches
+            && self.sessions <= base.sessions
+    }
+
+    /// Waits until no more is in use than was.
+    pub async fn back_to(base: &Footprint, cluster: &Cluster, patience: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let now = Footprint::take(cluster).await;
+            if now.within(base) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("left after {patience:?}: {now:?}; there was {base:?}"));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// The memory that the process has in use, in bytes.
+pub fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the size");
+    line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number") * 1024
+}
+
+async fn watches_of(node: &Server) -> u64 {
+    match node.kind() {
+        Kind::Etcd => {
+            let metrics = get(node, "/metrics").await;
+            let name = "etcd_debugging_mvcc_watcher_total ";
+            let number = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("the metric");
+            number.trim().parse::<f64>().expect("a number") as u64
+        }
+        // They are the connections, which the proxies count.
+        Kind::Consul => 0,
+        Kind::ZooKeeper => {
+            let answer = four_letters(node.address(), "wchs").await.expect("ZooKeeper's answer");
+            let total = answer.lines().find_map(|line| line.strip_prefix("Total watches:")).expect("the total");
+            total.trim().parse().expect("a number")
+        }
+    }
+}
+
+async fn sessions_of(node: &Server) -> u64 {
+    match node.kind() {
+        Kind::Etcd => {
+            let answer = http::request(node.address(), "POST", "/v3/lease/leases", "{}").await.expect("etcd's answer");
+            answer.body.matches("\"ID\"").count() as u64
+        }
+        Kind::Consul => get(node, "/v1/session/list?stale").await.matches("\"ID\"").count() as u64,
+        // What looks is one itself.
+        Kind::ZooKeeper => {
+            let answer = four_letters(node.address(), "cons").await.expect("ZooKeeper's answer");
+            answer.matches("sid=").count() as u64
+        }
+    }
+}
+
+async fn get(node: &Server, path: &str) -> String {
+    http::get(node.address(), path).await.expect("an answer").body
+}

@@ -1,0 +1,249 @@
+//! [`History`]: what clients called and what they were answered, and whether a store can have answered so.
+
+use super::model::{Call, Keys, Value};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use todc_utils::{Action, WGLChecker};
+
+/// The calls of one run.
+pub struct History {
+    begun: Instant,
+    next_value: AtomicU64,
+    groups: Mutex<BTreeMap<usize, Vec<Record>>>,
+}
+
+/// One call.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Who called: each client has one call at a time.
+    pub client: usize,
+    pub called: Duration,
+    /// When the answer was there; never where it was lost.
+    pub answered: Option<Duration>,
+    pub call: Call,
+}
+
+/// What is asked of a store's reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Each tells of every write that was answered before it.
+    Linearizable,
+    /// They may tell of an earlier time, but to one client never of an earlier one than before.
+    Monotonic,
+}
+
+impl History {
+    pub fn new() -> Self {
+        History { begun: Instant::now(), next_value: AtomicU64::new(1), groups: Mutex::default() }
+    }
+
+    /// A value that nothing else of this run has.
+    pub fn value(&self) -> Value {
+        self.next_value.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    pub fn add(&self, group: usize, record: Record) {
+        self.groups.lock().unwrap().entry(group).or_default().push(record);
+    }
+
+    /// How many calls were answered, and how many answers were lost.
+    pub fn count(&self) -> (u64, u64) {
+        let groups = self.groups.lock().unwrap();
+        let records = groups.values().flatten();
+        records.fold((0, 0), |(known, lost), record| match record.answered {
+            Some(_) => (known + 1, lost),
+            None => (known, lost + 1),
+        })
+    }
+
+    /// The first group whose history no store of this kind can have made, with that history.
+    pub fn check(&self, reads: Reads) -> Result<(), String> {
+        let groups = self.groups.lock().unwrap();
+        groups.iter().try_for_each(|(group, records)| check_group(*group, records, reads))
+    }
+}
+
+fn check_group(group: usize, records: &[Record], reads: Reads) -> Result<(), String> {
+    let fits = match reads {
+        Reads::Linearizable => is_linearizable(records),
+        Reads::Monotonic => {
+            let writes: Vec<Record> = records.iter().filter(|record| record.call.is_write()).cloned().collect();
+            is_linearizable(&writes) && reads_go_forward(records)
+        }
+    };
+    match fits {
+        true => Ok(()),
+        false => Err(format!("group {group} is not {reads:?}:\n{}", told(records))),
+    }
+}
+
+/// Whether some order of the calls explains all answers.
+fn is_linearizable(records: &[Record]) -> bool {
+    // A lost write that nobody saw may be thought of as made last, or never. Where that explains everything there is no need
+    // to look at all the moments at which it may have been made instead, which are very many.
+    let seen = seen(records);
+    let short: Vec<&Record> =
+        records.iter().filter(|record| !record.call.is_unknown() || is_seen(record, &seen)).collect();
+    explained(&short) || (short.len() < records.len() && explained(&records.iter().collect::<Vec<_>>()))
+}
+
+fn explained(records: &[&Record]) -> bool {
+    if records.is_empty() {
+        return true;
+    }
+    // Calls before answers where the clock tells no difference: that allows more, never less. The number tells them apart, as
+    // the checker wants one call at a time of each process.
+    let mut actions = Vec::with_capacity(records.len() * 2);
+    for (number, record) in records.iter().enumerate() {
+        let answered = record.answered.unwrap_or(Duration::MAX);
+        actions.push(((record.called, 0), (number, Action::Call(record.call.clone()))));
+        actions.push(((answered, 1), (number, Action::Response(record.call.clone()))));
+    }
+    actions.sort_by_key(|(at, _)| *at);
+    let actions = actions.into_iter().map(|(_, action)| action).collect();
+    WGLChecker::<Keys>::is_linearizable(todc_utils::History::from_actions(actions))
+}
+
+/// The values that somebody read, or found to be there by a check.
+fn seen(records: &[Record]) -> HashSet<Value> {
+    use super::model::{Check, Outcome};
+    let mut seen = HashSet::new();
+    for record in records {
+        match &record.call {
+            Call::Read { found, .. } => seen.extend(found),
+            Call::Write { checks, outcome: Outcome::Made, .. } => {
+                seen.extend(checks.iter().filter_map(|(_, check)| match check {
+                    Check::Is(value) => *value,
+                    Check::Exists => None,
+                }));
+            }
+            Call::Write { .. } => {}
+        }
+    }
+    seen
+}
+
+fn is_seen(record: &Record, seen: &HashSet<Value>) -> bool {
+    match &record.call {
+        Call::Read { .. } => true,
+        // A deletion leaves nothing to be seen.
+        Call::Write { sets, .. } => sets.iter().any(|(_, value)| value.is_none_or(|value| seen.contains(&value))),
+    }
+}
+
+/// Whether each read tells of something that was written, and what one client reads never goes back behind a write whose
+/// answer it had itself.
+fn reads_go_forward(records: &[Record]) -> bool {
+    let mut written = HashMap::new();
+    for record in records {
+        if let Call::Write { sets, .. } = &record.call {
+            written.extend(sets.iter().filter_map(|(key, value)| Some(((*key, (*value)?), record))));
+        }
+    }
+    let mut latest: HashMap<(usize, usize), Duration> = HashMap::new();
+    let mut in_order: Vec<&Record> = records.iter().collect();
+    in_order.sort_by_key(|record| record.called);
+    in_order.into_iter().all(|record| {
+        let Call::Read { key, found: Some(value) } = &record.call else { return true };
+        let Some(write) = written.get(&(*key, *value)) else { return false };
+        let Some(made_before) = write.answered else { return true };
+        let latest = latest.entry((record.client, *key)).or_default();
+        // What this write was certainly over before can't be seen after something later was.
+        let goes_back = made_before < *latest;
+        *latest = (*latest).max(write.called);
+        record.answered.is_some_and(|answered| write.called <= answered) && !goes_back
+    })
+}
+
+fn told(records: &[Record]) -> String {
+    let mut in_order: Vec<&Record> = records.iter().collect();
+    in_order.sort_by_key(|record| record.called);
+    in_order.into_iter().fold(String::new(), |mut text, Record { client, called, answered, call }| {
+        let answered = answered.map_or_else(|| "lost".to_owned(), |at| format!("{at:?}"));
+        let _ = writeln!(text, "  client {client}, {called:?} to {answered}: {call:?}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{Check, Outcome};
+    use super::*;
+
+    fn record(client: usize, from: u64, to: impl Into<Option<u64>>, call: Call) -> Record {
+        let answered = to.into().map(Duration::from_millis);
+        Record { client, called: Duration::from_millis(from), answered, call }
+    }
+
+    fn read(found: impl Into<Option<Value>>) -> Call {
+        Call::Read { key: 0, found: found.into() }
+    }
+
+    fn write(checks: Vec<(usize, Check)>, value: impl Into<Option<Value>>, outcome: Outcome) -> Call {
+        Call::Write { checks, sets: vec![(0, value.into())], outcome }
+    }
+
+    fn put(value: Value) -> Call {
+        write(vec![], value, Outcome::Made)
+    }
+
+    fn check(records: &[Record], reads: Reads) -> bool {
+        check_group(0, records, reads).is_ok()
+    }
+
+    #[test]
+    fn a_read_must_tell_of_the_last_write() {
+        let stale = [record(0, 0, 1, put(1)), record(0, 2, 3, put(2)), record(1, 4, 5, read(1))];
+        assert!(!check(&stale, Reads::Linearizable));
+        assert!(check(&stale, Reads::Monotonic));
+        let at_once = [record(0, 0, 1, put(1)), record(0, 2, 6, put(2)), record(1, 4, 5, read(1))];
+        assert!(check(&at_once, Reads::Linearizable));
+    }
+
+    #[test]
+    fn reads_of_one_client_go_forward() {
+        let writes = [record(0, 0, 1, put(1)), record(0, 2, 3, put(2))];
+        let two =
+            |first, second| [record(1, 4, 5, read(1)), record(second, 6, 7, read(2)), record(first, 8, 9, read(1))];
+        let history = |reads: [Record; 3]| writes.iter().cloned().chain(reads).collect::<Vec<_>>();
+        assert!(check(&history(two(1, 2)), Reads::Monotonic));
+        assert!(!check(&history(two(2, 2)), Reads::Monotonic));
+        assert!(!check(&[record(0, 0, 1, read(9))], Reads::Monotonic));
+    }
+
+    #[test]
+    fn a_lost_write_may_be_made_late_or_never_but_once() {
+        let lost = |value| record(0, 0, None, write(vec![], value, Outcome::Unknown));
+        let history = |reads: &[Option<Value>]| {
+            let reads = reads.iter().zip(2..).map(|(found, at)| record(1, at * 10, at * 10 + 1, read(*found)));
+            std::iter::once(lost(7)).chain([record(1, 1, 2, put(1))]).chain(reads).collect::<Vec<_>>()
+        };
+        assert!(check(&history(&[Some(1), Some(1)]), Reads::Linearizable));
+        assert!(check(&history(&[Some(1), Some(7)]), Reads::Linearizable));
+        assert!(!check(&history(&[Some(7), Some(1)]), Reads::Linearizable));
+        assert!(!check(&history(&[None, Some(1)]), Reads::Linearizable));
+    }
+
+    #[test]
+    fn a_lost_write_that_nobody_read_explains_a_refusal() {
+        let expects = vec![(0, Check::Is(Some(1)))];
+        let refused = record(1, 4, 5, write(expects, 3, Outcome::Refused));
+        let lost = record(0, 2, None, write(vec![], 2, Outcome::Unknown));
+        assert!(check(&[record(0, 0, 1, put(1)), lost, refused.clone()], Reads::Linearizable));
+        assert!(!check(&[record(0, 0, 1, put(1)), refused], Reads::Linearizable));
+    }
+
+    #[test]
+    fn two_swaps_of_one_value_do_not_both_win() {
+        let swap = |value| write(vec![(0, Check::Is(Some(1)))], value, Outcome::Made);
+        let both = [record(0, 0, 1, put(1)), record(1, 2, 9, swap(2)), record(2, 2, 9, swap(3))];
+        assert!(!check(&both, Reads::Linearizable) && !check(&both, Reads::Monotonic));
+    }
+}
