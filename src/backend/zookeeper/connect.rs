@@ -18,9 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use zookeeper_client::{Acls, Client};
 
-/// How often the client library is given the list of servers. When it lost its connection it goes through the list without
-/// pausing, then waits longer with every round, up to longer than the session lasts: a long list keeps it trying.
-const ROUNDS: usize = 20;
+/// How many servers the client library is given, the same ones again and again. When it lost its connection it goes through the
+/// list without pausing, then waits before each round: first a tenth of a second for each server of the list, at most a second,
+/// then twice as long each time; and within a round a little longer behind each server. One that is alone takes a while to come
+/// back: a long list keeps the library trying. Several have elected a leader before a second is over, and serve again.
+const ALONE: usize = 20;
+const AMONG_SEVERAL: usize = 6;
 
 /// The largest value: the server's limit for a packet, 1 MiB by default, without room for paths and headers.
 const MAX_VALUE_SIZE: usize = (1024 - 16) * 1024;
@@ -137,7 +140,7 @@ impl Ensemble {
             let secret = format!("{}:{}", credentials.user, credentials.password);
             connector = connector.with_auth("digest", secret.as_bytes());
         }
-        let servers = vec![servers; ROUNDS].join(",");
+        let servers = vec![servers; rounds(self.config.endpoints.len())].join(",");
         match &self.tls {
             Some(tls) => tls.connect(connector, &servers).await,
             None => connector.connect(&servers).await,
@@ -152,5 +155,22 @@ impl Ensemble {
             1 => for_session,
             _ => for_session.min(self.config.options.connect_timeout * 2 / 3),
         }
+    }
+}
+
+/// How often the client library is given the list of this many servers.
+fn rounds(servers: usize) -> usize {
+    let most = if servers == 1 { ALONE } else { AMONG_SEVERAL };
+    (most / servers).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_several_servers_stays_short() {
+        let lengths = (1..=8).map(|servers| servers * rounds(servers));
+        assert!(lengths.eq([20, 6, 6, 4, 5, 6, 7, 8]));
     }
 }
