@@ -87,14 +87,46 @@ impl Engine for Local {
     }
 }
 
+impl Drop for Local {
+    /// A session may be lost without being closed: after a panic, or a call that took too long.
+    fn drop(&mut self) {
+        self.jobs.close();
+    }
+}
+
 /// Opens one file.
 struct LocalConnector {
     file: PathBuf,
     namespace: Namespace,
+    before: Mutex<Option<Writer>>,
+}
+
+/// The writer of a session, by which its file is taken from it.
+#[derive(Clone)]
+struct Writer {
+    jobs: Arc<Queue>,
+    /// Closed when it has closed the file.
+    ended: watch::Receiver<()>,
+}
+
+impl LocalConnector {
+    /// Takes the file from the session before, to which calls may cling until there is another, and waits until its writer has let
+    /// go, which a slow disk may delay.
+    async fn turn(&self, next: Writer) {
+        // A panic can't leave it half changed.
+        let place = || self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = place().clone();
+        if let Some(Writer { jobs, mut ended }) = before {
+            jobs.close();
+            while ended.changed().await.is_ok() {}
+        }
+        *place() = Some(next);
+    }
 }
 
 pub(in crate::backend) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
-    Ok(Arc::new(LocalConnector { file: config.location.clone(), namespace: config.namespace.clone() }))
+    let (file, namespace) = (config.location.clone(), config.namespace.clone());
+    Ok(Arc::new(LocalConnector { file, namespace, before: Mutex::default() }))
 }
 
 #[async_trait(?Send)]
@@ -116,6 +148,7 @@ impl Connector for LocalConnector {
         let jobs = Arc::<Queue>::default();
         let (opened, wait) = oneshot::channel();
         let (end, ended) = watch::channel(());
+        self.turn(Writer { jobs: jobs.clone(), ended: ended.clone() }).await;
         let (published, file) = (Arc::<Published>::default(), self.file.clone());
         let (shared, inbox) = (published.clone(), jobs.clone());
         let writer = move || {
@@ -135,9 +168,10 @@ impl Connector for LocalConnector {
         };
         let thread = std::thread::Builder::new().name("kvactor-local".into()).spawn(writer);
         thread.map_err(|error| Error::unreachable("no thread could be started").with_source(error))?;
+        // Who doesn't wait for the end of this drops it, and the writer goes too.
+        let engine = Local { published, jobs, writer: ended };
         // A thread that is gone without a word panicked, as a damaged file can make the storage engine do.
         wait.await.unwrap_or_else(|_| Err(damaged(&self.file, "its contents make no sense")))?;
-        let engine = Local { published, jobs, writer: ended };
         Ok(Rc::new(Embedded { kind: BackendKind::Local, namespace: self.namespace.clone(), engine }))
     }
 }
@@ -444,6 +478,8 @@ fn damaged(path: &std::path::Path, why: impl std::fmt::Display) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::Key;
+    use futures_util::FutureExt;
     use redb::StorageBackend;
     use redb::backends::InMemoryBackend;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -516,6 +552,40 @@ mod tests {
         assert!(engine.published().read().state.get("b", Instant::now()).is_none());
         engine.close().await.unwrap();
         thread.join().unwrap();
+    }
+
+    fn connector(file: &std::path::Path) -> LocalConnector {
+        LocalConnector { file: file.to_owned(), namespace: Namespace::default(), before: Mutex::default() }
+    }
+
+    /// A session is not always closed: a panic, or a call that took too long, ends it as well, and other calls cling to it.
+    #[tokio::test]
+    async fn a_session_that_is_lost_leaves_the_file_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let connector = connector(&folder.path().join("store.redb"));
+        let (key, mut lost) = (Key::parse("k").unwrap(), Vec::new());
+        for round in 0..10 {
+            let session = connector.connect(0).await.unwrap();
+            session.put(&key, &Bytes::from(round.to_string())).await.unwrap();
+            lost.extend((round % 2 == 0).then_some(session));
+        }
+        for session in &lost {
+            let late = session.put(&key, &Bytes::new()).await;
+            assert!(matches!(late, Err(Error::Unreachable { .. })), "{late:?}");
+        }
+        let session = connector.connect(0).await.unwrap();
+        assert_eq!(session.get(&key, Default::default()).await.unwrap().value, "9");
+    }
+
+    /// Nor is an attempt always seen to its end.
+    #[tokio::test]
+    async fn an_attempt_that_is_given_up_leaves_the_file_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let connector = connector(&folder.path().join("store.redb"));
+        for _ in 0..10 {
+            assert!(connector.connect(0).now_or_never().is_none());
+            connector.connect(0).await.unwrap();
+        }
     }
 
     /// Whoever waits when the writer ends learns that nothing was done.
