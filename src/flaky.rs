@@ -18,7 +18,7 @@ use futures_util::future::ready;
 use futures_util::stream::{self, StreamExt};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -83,6 +83,8 @@ pub(crate) struct LockScript {
 /// What goes wrong, and what was seen. Where a queue is empty nothing goes wrong.
 #[derive(Debug)]
 pub(crate) struct Script {
+    /// By which what its stores keep is told from others'. Its address may be that of one before, whose stores are still closing.
+    number: usize,
     pub(crate) connects: Mutex<VecDeque<Fault>>,
     pub(crate) calls: Mutex<VecDeque<Fault>>,
     pub(crate) recovers: Mutex<VecDeque<Fault>>,
@@ -102,13 +104,17 @@ pub(crate) struct Script {
     pub(crate) most_running: AtomicUsize,
     pub(crate) closed: Semaphore,
     pub(crate) locks: LockScript,
+    /// Whether asking for the session's name panics.
+    pub(crate) nameless: AtomicBool,
     /// The sessions that are not dropped yet.
     alive: AtomicUsize,
 }
 
 impl Script {
     pub(crate) fn new() -> Arc<Self> {
+        static SCRIPTS: AtomicUsize = AtomicUsize::new(0);
         Arc::new(Script {
+            number: SCRIPTS.fetch_add(1, SeqCst),
             connects: Mutex::default(),
             calls: Mutex::default(),
             recovers: Mutex::default(),
@@ -124,6 +130,7 @@ impl Script {
             most_running: AtomicUsize::new(0),
             closed: Semaphore::new(0),
             locks: LockScript::default(),
+            nameless: AtomicBool::new(false),
             alive: AtomicUsize::new(0),
         })
     }
@@ -160,7 +167,7 @@ impl Script {
 
     /// Where others find what the script's stores keep, without its faults.
     pub(crate) fn url(self: &Arc<Self>) -> String {
-        format!("memory://flaky-{:p}", Arc::as_ptr(self))
+        format!("memory://flaky-{}", self.number)
     }
 
     /// How many of the driver's sessions are in use, or held on to.
@@ -370,6 +377,12 @@ impl Backend for Flaky {
     async fn recover(&self) -> Result<()> {
         self.script.recovered.fetch_add(1, SeqCst);
         self.script.play(&self.script.recovers, std::future::ready(Ok(()))).await
+    }
+    fn session(&self) -> Option<String> {
+        match self.script.nameless.load(SeqCst) {
+            true => panic!("as the script says"),
+            false => self.memory.session(),
+        }
     }
     async fn close(&self) -> Result<()> {
         self.script.closed.add_permits(1);

@@ -361,3 +361,25 @@ fn a_thread_whose_actix_system_is_over_opens_stores() {
     actix_rt::System::new().block_on(opened());
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(opened());
 }
+
+#[tokio::test]
+async fn a_panic_over_one_lease_keeps_no_other_from_being_ended_with_the_store() {
+    let script = Script::new();
+    let (store, other) = (open(&script).await, Store::connect(&script.url()).await.unwrap());
+    for key in ["a", "b", "c"] {
+        store.put_with(key, "v", PutOptions::keep_alive(Duration::from_secs(60))).await.unwrap();
+    }
+    script.calls([Panic]);
+    store.close().await.unwrap();
+    assert_eq!(other.list("").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_driver_that_panics_over_its_sessions_name_has_none() {
+    let script = Script::new();
+    script.nameless.store(true, SeqCst);
+    let store = open(&script).await;
+    assert_eq!(store.status().session, None);
+    store.put("k", "v").await.unwrap();
+    store.close().await.unwrap();
+}

@@ -238,11 +238,12 @@ impl Supervisor {
     }
 
     fn publish_up(&self, session: &Session) {
+        let name = session_name(&*session.backend);
         self.link.send_replace(Link::Up(session.clone()));
         self.status.send_modify(|status| {
             status.link = LinkState::Up;
             status.since = SystemTime::now();
-            status.session = session.backend.session();
+            status.session = name;
         });
     }
 
@@ -269,6 +270,15 @@ impl Drop for Supervisor {
         self.publish_closed();
         self.leases.abandon();
     }
+}
+
+/// The driver's name for its session; a panic over it is no reason to do without the session.
+fn session_name(backend: &dyn Backend) -> Option<String> {
+    let name = std::panic::catch_unwind(AssertUnwindSafe(|| backend.session()));
+    name.unwrap_or_else(|panic| {
+        warn!(panic = panic_text(&*panic), "the driver panicked over the session's name");
+        None
+    })
 }
 
 /// The error of a link that is being restored: calls wait for it, whatever brought it down.

@@ -147,7 +147,8 @@ impl Leases {
     pub(crate) async fn close(&self, session: &Session) {
         let kept: Vec<Kept> = self.kept.borrow_mut().drain().map(|(_, kept)| kept).collect();
         let ends = kept.iter().filter(|kept| kept.keep_alive).map(|kept| async move {
-            let ended = timeout(self.errands.timeout(), session.backend.expire(&kept.lease)).await;
+            let expire = async { session.backend.expire(&kept.lease).await };
+            let ended = timeout(self.errands.timeout(), self.errands.last(expire)).await;
             debug!(key = %kept.lease.key, ?ended, "ended a lease with the store");
         });
         stream::iter(ends).buffer_unordered(ENDED_AT_ONCE).collect::<Vec<()>>().await;
