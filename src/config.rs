@@ -224,8 +224,10 @@ impl Scheme {
             "local" => (BackendKind::Local, false, 0),
             "memory" => (BackendKind::Memory, false, 0),
             _ => {
+                // Credentials may have strayed to where the scheme should be.
+                let is_scheme = name.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
                 return Err(Error::invalid_config(
-                    format!("URL scheme `{name}`"),
+                    if is_scheme { format!("URL scheme `{name}`") } else { "URL scheme".to_owned() },
                     "known are consul, consul+tls, etcd, etcds, etcd+tls, zk, zookeeper, zk+tls, local and memory",
                 ));
             }
@@ -250,7 +252,10 @@ impl Config {
         }
         let mut config = match scheme.backend {
             BackendKind::Local => Config::local(rest)?,
-            BackendKind::Memory => Config::memory(rest)?,
+            BackendKind::Memory => {
+                check_credentials(rest, query)?;
+                Config::memory(rest)?
+            }
             _ => {
                 check_credentials(rest, query)?;
                 Config::server(&scheme, rest)?
@@ -291,6 +296,9 @@ impl Config {
 
     fn memory(rest: &str) -> Result<Self> {
         let (name, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if name.contains('@') {
+            return Err(Error::invalid_config("credentials in the URL", "a memory store has none; write `@` as %40"));
+        }
         if name.is_empty() {
             return Err(Error::invalid_config("host of the URL", "a memory store needs a name: memory://name"));
         }
@@ -541,12 +549,132 @@ mod tests {
             ("local://relative/path", "path of the URL"),
             ("local:///dir/", "path of the URL"),
             ("memory://", "host of the URL"),
+            ("memory://me:secret@name", "credentials in the URL"),
+            ("me:secret@etcd://h", "URL scheme"),
         ] {
             assert_eq!(wrong_part(url), part, "{url}");
         }
     }
 
+    const OPTIONS: [&str; 18] = [
+        "request_timeout",
+        "connect_timeout",
+        "session_timeout",
+        "backoff_min",
+        "backoff_max",
+        "backoff_reset",
+        "lazy",
+        "max_in_flight",
+        "max_value_size",
+        "idle_timeout",
+        "max_watch_connections",
+        "watch_buffer",
+        "lock_delay",
+        "datacenter",
+        "namespace",
+        "tls_ca",
+        "tls_cert",
+        "tls_key",
+    ];
+
+    /// Texts with what URLs are made of.
+    fn pieces() -> impl Strategy<Value = String> {
+        prop_oneof![any::<String>(), "[:/?#@%&=,\\[\\]a0.+ -]{0,12}", "(%[0-9a-fA-F]{2}|a|%){0,6}"]
+    }
+
+    fn values() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<String>(),
+            "[0-9]{1,40}",
+            "[0-9]{0,25}(ns|us|ms|s|m|h|d|w|M|y|years?)?( [0-9]{1,25}(ns|ms|h))?",
+            "-?[0-9]{0,5}\\.?[0-9]{0,5}e?[0-9]{0,3}s",
+            "true|false|TRUE|1| true",
+        ]
+    }
+
+    fn all_texts(error: &Error) -> String {
+        let mut texts = format!("{error} {error:?}");
+        let mut source = std::error::Error::source(error);
+        while let Some(error) = source {
+            texts.push_str(&format!(" {error} {error:?}"));
+            source = error.source();
+        }
+        texts
+    }
+
+    fn check_valid(config: &Config) {
+        config.validate().unwrap();
+        let is_server = matches!(config.backend, BackendKind::Consul | BackendKind::Etcd | BackendKind::ZooKeeper);
+        assert_eq!(config.endpoints.is_empty(), !is_server);
+        for known in &config.endpoints {
+            assert_eq!(endpoint(&known.to_string(), 1).unwrap(), *known);
+        }
+        let dir = config.namespace.dir();
+        assert_eq!(Dir::parse(dir).unwrap(), *dir);
+    }
+
+    fn check(url: &str) -> Result<(), TestCaseError> {
+        match Config::from_url(url) {
+            Ok(config) => check_valid(&config),
+            Err(Error::InvalidConfig { part, reason }) => prop_assert!(!part.is_empty() && !reason.is_empty()),
+            Err(other) => prop_assert!(false, "{other:?}"),
+        }
+        Ok(())
+    }
+
     proptest! {
+        #[test]
+        fn an_option_is_taken_or_named(
+            scheme in "consul|etcds|zk|local|memory",
+            option in prop::sample::select(&OPTIONS[..]),
+            value in values(),
+        ) {
+            let encoded = url::form_urlencoded::Serializer::new(String::new()).append_pair(option, &value).finish();
+            let url = format!("{scheme}:///h?{encoded}").replace("///", if scheme == "local" { "///" } else { "//" });
+            check(&url)?;
+            if let Err(Error::InvalidConfig { part, .. }) = Config::from_url(&url) {
+                let known = part == option || part == format!("parameter `{option}`");
+                // Of two that don't fit each other either may be named.
+                let pair = part == "tls_cert and tls_key" || part == "backoff_max" && option == "backoff_min";
+                prop_assert!(known || pair, "{url}: {part}");
+            }
+        }
+
+        #[test]
+        fn a_mutated_url_is_taken_or_named(
+            url in prop::sample::select(vec![
+                "consul+tls://user:pass@h1:8500,h2/ns/a?datacenter=dc1&tls_ca=/x&lock_delay=1s",
+                "etcd://h1:2379,[::1]:2,127.0.0.1/a%20b?request_timeout=3s&lazy=true",
+                "zk://h/a?session_timeout=8s&namespace=x/y",
+                "local:///a/b.redb?namespace=x&max_value_size=1",
+                "memory://name/ns?watch_buffer=1",
+            ]),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), 0..4_usize, pieces()), 1..4),
+        ) {
+            let mut text: Vec<char> = url.chars().collect();
+            for (at, gone, new) in changes {
+                let at = at.index(text.len() + 1);
+                text.splice(at..(at + gone).min(text.len()), new.chars());
+            }
+            check(&text.into_iter().collect::<String>())?;
+        }
+
+        /// Whatever else is wrong with the URL and wherever it tears the password apart.
+        #[test]
+        fn credentials_are_never_told(
+            scheme in prop_oneof![3 => "consul|etcd|etcds|zk\\+tls|memory|local".boxed(), 1 => pieces().boxed()],
+            user in pieces(),
+            (before, behind) in (pieces(), pieces()),
+            rest in prop_oneof![pieces(), "h:[a-z0-9]{0,6}(/[a.]{0,3})?(\\?[a-z_]{0,6}=?.{0,3})?"],
+        ) {
+            let url = format!("{scheme}://{user}:{before}s3cr3t{behind}@{rest}");
+            let said = match Config::from_url(&url) {
+                Ok(config) => format!("{config:?} {:?}", config.endpoints),
+                Err(error) => all_texts(&error),
+            };
+            prop_assert!(!said.contains("s3cr3t"), "{url:?}: {said}");
+        }
+
         #[test]
         fn no_text_makes_it_panic(scheme in "consul|etcds|zk|local|memory", rest in any::<String>()) {
             let _ = Config::from_url(&format!("{scheme}://{rest}"));
