@@ -264,7 +264,8 @@ pub(super) struct Entry<'a> {
     pub(super) path: Cow<'a, str>,
     #[serde(rename = "ModifyIndex")]
     pub(super) index: u64,
-    #[serde(rename = "Value", default, borrow)]
+    /// Null where it is empty. An answer without it isn't one of the server's.
+    #[serde(rename = "Value", borrow, deserialize_with = "Deserialize::deserialize")]
     value: Option<Text<'a>>,
 }
 
@@ -396,6 +397,7 @@ mod tests {
         assert_eq!(entries[0].value().unwrap(), "");
         assert_eq!((entries[1].path.as_ref(), entries[1].index), ("b&", 4));
         assert_eq!(entries[1].value().unwrap(), &[0, 255][..]);
+        assert!(serde_json::from_str::<Entry<'_>>(r#"{"Key":"a","ModifyIndex":3}"#).is_err(), "a value is missing");
     }
 
     #[test]
@@ -426,12 +428,149 @@ mod tests {
         assert_eq!(refused.errors, [Refusal { op_index: 1, what: "no".into() }]);
     }
 
+    /// What may become of an answer on its way.
+    #[derive(Clone, Debug)]
+    enum Mutation {
+        Byte(prop::sample::Index, u8),
+        Insert(prop::sample::Index, Vec<u8>),
+        Remove(prop::sample::Index, usize),
+        /// A part of it comes twice: fields, entries, digits.
+        Repeat(prop::sample::Index, usize, usize),
+        Cut(prop::sample::Index),
+        Nest(&'static str, &'static str, usize),
+    }
+
+    fn mutation() -> impl Strategy<Value = Mutation> {
+        let at = any::<prop::sample::Index>;
+        let telling = prop::sample::select(b"\"{}[],:\\0123456789-.eE+u=AnultrfKV \0\xff".to_vec());
+        let words = prop::sample::select(vec![
+            "null",
+            "1e999",
+            "-1",
+            "1.0",
+            "18446744073709551616",
+            "\\ud800",
+            "\\u0000",
+            "\"Key\":\"x\",",
+            "[[[[",
+            "====",
+        ]);
+        prop_oneof![
+            (at(), telling).prop_map(|(at, byte)| Mutation::Byte(at, byte)),
+            (at(), any::<u8>()).prop_map(|(at, byte)| Mutation::Byte(at, byte)),
+            (at(), words).prop_map(|(at, word)| Mutation::Insert(at, word.into())),
+            (at(), 1..20_usize).prop_map(|(at, length)| Mutation::Remove(at, length)),
+            (at(), 1..80_usize, 1..3_usize).prop_map(|(at, length, times)| Mutation::Repeat(at, length, times)),
+            at().prop_map(Mutation::Cut),
+            (1..3000_usize).prop_map(|depth| Mutation::Nest("[", "]", depth)),
+            (1..3000_usize).prop_map(|depth| Mutation::Nest("{\"x\":", "}", depth)),
+        ]
+    }
+
+    impl Mutation {
+        fn apply(&self, body: &mut Vec<u8>) {
+            let place = |at: &prop::sample::Index, body: &[u8]| at.index(body.len() + 1);
+            match self {
+                Mutation::Byte(at, byte) => {
+                    let at = place(at, body);
+                    body.splice(at..(at + 1).min(body.len()), [*byte]);
+                }
+                Mutation::Insert(at, bytes) => {
+                    let at = place(at, body);
+                    body.splice(at..at, bytes.iter().copied());
+                }
+                Mutation::Remove(at, length) => {
+                    let at = place(at, body);
+                    body.drain(at..(at + length).min(body.len()));
+                }
+                Mutation::Repeat(at, length, times) => {
+                    let at = place(at, body);
+                    let part = body[at..(at + length).min(body.len())].repeat(*times);
+                    body.splice(at..at, part);
+                }
+                Mutation::Cut(at) => body.truncate(place(at, body)),
+                Mutation::Nest(open, close, depth) => {
+                    *body = [open.repeat(*depth).as_bytes(), body, close.repeat(*depth).as_bytes()].concat();
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn values_come_back_exactly(value in proptest::collection::vec(any::<u8>(), 0..64)) {
             let json = serde_json::to_string(&Base64(&value)).unwrap();
             let entry = format!(r#"{{"Key":"a","ModifyIndex":1,"Value":{json}}}"#);
             prop_assert_eq!(serde_json::from_str::<Entry<'_>>(&entry).unwrap().value().unwrap(), value);
+        }
+
+        /// An answer that was damaged on its way is refused, or taken for no other than what it says now.
+        #[test]
+        fn a_mutated_answer_is_refused_or_taken_at_its_word(
+            list in prop::collection::vec(("[a-c\"\\\\é😀/]{1,6}", any::<u64>(), any::<Option<Vec<u8>>>()), 1..4),
+            changes in prop::collection::vec(mutation(), 1..4),
+        ) {
+            let entry = |(path, index, value): &(String, u64, Option<Vec<u8>>)| {
+                let value = value.as_ref().map(|value| STANDARD.encode(value));
+                serde_json::json!({
+                    "LockIndex": 0, "Key": path, "Flags": index, "Value": value, "CreateIndex": 1, "ModifyIndex": index,
+                })
+            };
+            let mut body = serde_json::to_vec(&list.iter().map(entry).collect::<Vec<_>>()).unwrap();
+            changes.iter().for_each(|change| change.apply(&mut body));
+            let Ok(entries) = serde_json::from_slice::<Vec<Entry<'_>>>(&body) else { return Ok(()) };
+            // What is read over may be more than JSON in general allows: numbers beyond all bounds, say.
+            let Ok(said) = serde_json::from_slice::<Vec<serde_json::Value>>(&body) else { return Ok(()) };
+            prop_assert_eq!(entries.len(), said.len());
+            for (entry, said) in entries.iter().zip(said) {
+                // Serde takes fields without names as well, in their order.
+                let field = |name: &str, at: usize| said.get(name).or_else(|| said.get(at)).cloned().unwrap();
+                let path = field("Key", 0);
+                prop_assert_eq!(path.as_str(), Some(entry.path.as_ref()));
+                prop_assert_eq!(field("ModifyIndex", 1).as_u64(), Some(entry.index));
+                let value = field("Value", 2);
+                match (entry.value(), value.as_str()) {
+                    (Ok(found), Some(text)) => prop_assert_eq!(STANDARD.encode(found), text),
+                    (Ok(found), None) => prop_assert!(value.is_null() && found.is_empty()),
+                    (Err(_), text) => prop_assert!(text.is_some_and(|text| STANDARD.decode(text).is_err())),
+                }
+            }
+        }
+
+        #[test]
+        fn other_answers_are_refused_or_taken_at_their_word(changes in prop::collection::vec(mutation(), 1..4)) {
+            let txn = br#"{"Results":[{"KV":{"LockIndex":0,"Key":"L","Flags":5,"Value":"eA==","Session":"s",
+                "CreateIndex":48,"ModifyIndex":51}}],"Errors":null}"#;
+            let mut body = txn.to_vec();
+            changes.iter().for_each(|change| change.apply(&mut body));
+            let said = serde_json::from_slice::<serde_json::Value>(&body);
+            if let (Ok(applied), Ok(said)) = (serde_json::from_slice::<Applied<Meta<'_>>>(&body), said) {
+                for (at, meta) in applied.entries().enumerate() {
+                    let results = said.get("Results").or_else(|| said.get(0)).unwrap();
+                    let Some(said) = results[at].get("KV") else { continue };
+                    let Some(index) = said.get("ModifyIndex") else { continue };
+                    prop_assert_eq!(index.as_u64(), Some(meta.index));
+                    prop_assert_eq!(said["Key"].as_str(), Some(meta.path.as_ref()));
+                    prop_assert_eq!(said["Flags"].as_u64(), Some(meta.flags));
+                }
+            }
+            let _ = serde_json::from_slice::<Applied<Entry<'_>>>(&body);
+            let mut body = br#"{"Results":null,"Errors":[{"OpIndex":1,"What":"no"}]}"#.to_vec();
+            changes.iter().for_each(|change| change.apply(&mut body));
+            if let Ok(refused) = serde_json::from_slice::<Refused>(&body) {
+                let all = refused.errors.iter().filter(|refusal| refusal.is_lock_delay() && refusal.is_session_over());
+                prop_assert_eq!(all.count(), 0);
+            }
+            let mut body = br#"{"Flags":0,"CreateIndex":1,"ModifyIndex":2,"LockIndex":2,"Session":"s"}"#.to_vec();
+            changes.iter().for_each(|change| change.apply(&mut body));
+            let said = serde_json::from_slice::<serde_json::Value>(&body);
+            if let (Ok(meta), Ok(said)) = (serde_json::from_slice::<LockMeta>(&body), said) {
+                let numbers = |names: &[&str], at: &[usize]| -> Vec<u64> {
+                    let field = |(name, at): (&&str, &usize)| said.get(*name).or_else(|| said.get(*at))?.as_u64();
+                    names.iter().zip(at).filter_map(field).collect()
+                };
+                prop_assert!(numbers(&["CreateIndex", "ModifyIndex"], &[1, 2]).contains(&meta.token()));
+            }
         }
 
         #[test]
