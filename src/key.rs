@@ -325,7 +325,76 @@ mod tests {
         }
     }
 
+    /// Any text, and texts made of what the rules are about.
+    fn any_path() -> impl Strategy<Value = String> {
+        let odd = "[./a\u{0}\u{7f}\u{85}\u{e000}\u{f8ff}\u{fff0}\u{fffd}\u{ffff}\u{2028}é😀]{0,24}";
+        prop_oneof![
+            any::<String>(),
+            odd,
+            "(/|\\.{1,3}|a|zookeeper|é){0,12}",
+            // Around the longest.
+            "/{0,2}[aé/]{500,520}/{0,2}",
+        ]
+    }
+
+    /// The rules, in other words than the code's.
+    fn by_the_rules(path: &str) -> Option<String> {
+        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        let is_allowed = |c: char| {
+            let code = u32::from(c);
+            code >= 0x20
+                && !(0x7f..=0x9f).contains(&code)
+                && !(0xe000..=0xf8ff).contains(&code)
+                && !(0xfff0..=0xffff).contains(&code)
+        };
+        let joined = segments.join("/");
+        let allowed = path.chars().all(is_allowed) && !segments.contains(&".") && !segments.contains(&"..");
+        (allowed && joined.len() <= 512).then_some(joined)
+    }
+
     proptest! {
+        #[test]
+        fn a_path_is_refused_or_has_one_form(path in any_path()) {
+            let (dir, key, expected) = (Dir::parse(&path), Key::parse(&path), by_the_rules(&path));
+            prop_assert_eq!(dir.as_ref().ok().map(Dir::as_str), expected.as_deref());
+            prop_assert_eq!(key.as_ref().ok().map(Key::as_str), expected.as_deref().filter(|path| !path.is_empty()));
+            for error in [dir.as_ref().err(), key.as_ref().err()].into_iter().flatten() {
+                let is_short = |key: &str| key.chars().count() <= 65;
+                prop_assert!(matches!(error, Error::InvalidKey { key, .. } if is_short(key)), "{error:?}");
+            }
+            if let Ok(key) = key {
+                prop_assert_eq!(key.to_string().parse::<Key>().unwrap(), key.clone());
+                let json = serde_json::to_string(&key).unwrap();
+                prop_assert_eq!(serde_json::from_str::<Key>(&json).unwrap(), key.clone());
+                prop_assert_eq!(key.as_dir().as_key(), Some(key.clone()));
+                prop_assert!(key.parent().relative(&key).is_some_and(|name| !name.contains('/')));
+            }
+        }
+
+        #[test]
+        fn what_is_read_as_a_key_is_one(json in prop_oneof![
+            any::<Vec<u8>>(),
+            any_path().prop_map(|path| serde_json::to_vec(&path).unwrap()),
+        ]) {
+            if let Ok(key) = serde_json::from_slice::<Key>(&json) {
+                prop_assert_eq!(by_the_rules(&key), Some(key.to_string()));
+                prop_assert!(!key.is_empty());
+            }
+            if let Ok(dir) = serde_json::from_slice::<Dir>(&json) {
+                prop_assert_eq!(by_the_rules(&dir), Some(dir.to_string()));
+            }
+        }
+
+        #[test]
+        fn a_servers_path_is_one_key_or_none(space in any_path(), path in any_path(), inside in any::<bool>()) {
+            let Ok(dir) = Dir::parse(&space) else { return Ok(()) };
+            let namespace = Namespace::new(dir.clone());
+            let path = if inside { format!("{dir}/{path}") } else { path };
+            if let Some(key) = namespace.key(&path) {
+                prop_assert_eq!(namespace.path(&key), path);
+            }
+        }
+
         #[test]
         fn the_normal_form_is_stable(path in any::<String>()) {
             if let Ok(key) = Key::parse(&path) {

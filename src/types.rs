@@ -413,3 +413,52 @@ pub struct Status {
     /// Why the link is down, or was last.
     pub last_error: Option<Error>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_version() -> impl Strategy<Value = Version> {
+        let kinds = prop::sample::select(vec![
+            BackendKind::Consul,
+            BackendKind::Etcd,
+            BackendKind::ZooKeeper,
+            BackendKind::Local,
+            BackendKind::Memory,
+            BackendKind::Custom,
+        ]);
+        let numbers = any::<(u64, u64, u64)>();
+        (kinds, numbers)
+            .prop_map(|(kind, (index, created, counter))| Version::with_counter(kind, index, created, counter))
+    }
+
+    proptest! {
+        #[test]
+        fn versions_survive_storing(version in any_version()) {
+            let json = serde_json::to_string(&version).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Version>(&json).unwrap(), version);
+        }
+
+        /// One that was stored and damaged is refused, or the version that it says it is.
+        #[test]
+        fn what_is_read_as_a_version_is_one(
+            version in any_version(),
+            at in any::<prop::sample::Index>(),
+            to in prop::collection::vec(any::<u8>(), 0..4),
+            gone in 0..4_usize,
+        ) {
+            let mut json = serde_json::to_vec(&version).unwrap();
+            let at = at.index(json.len());
+            json.splice(at..(at + gone).min(json.len()), to);
+            if let Ok(read) = serde_json::from_slice::<Version>(&json) {
+                let said: serde_json::Value = serde_json::from_slice(&json).unwrap();
+                let number = |name: &str| said.get(name).map_or(Some(0), serde_json::Value::as_u64);
+                prop_assert_eq!(said["backend"].as_str().unwrap(), read.backend().to_string());
+                prop_assert_eq!(said["index"].as_u64(), Some(read.index()));
+                prop_assert_eq!((number("created"), number("counter")), (Some(read.created()), Some(read.counter())));
+            }
+            let _ = serde_json::from_slice::<Version>(&json[at..]);
+        }
+    }
+}

@@ -103,6 +103,8 @@ pub(super) fn beneath(lock: &[u8]) -> Range {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::{Dir, Namespace};
+    use proptest::prelude::*;
 
     fn key(path: &str, lease: i64) -> PbKeyValue {
         PbKeyValue { key: path.into(), lease, ..PbKeyValue::default() }
@@ -123,5 +125,24 @@ mod tests {
     #[test]
     fn a_lock_beneath_another_is_another() {
         assert!(is_contender(&key("a/b/694d", 0x694d)) && !contends_for(&key("a/b/694d", 0x694d), b"a"));
+    }
+
+    proptest! {
+        /// Other programs may have written anything.
+        #[test]
+        fn what_is_found_is_a_contender_a_key_or_neither(
+            path in prop_oneof![any::<Vec<u8>>(), "(ns|/|[0-9a-f]{1,16}|é|\\.){0,6}".prop_map(String::into_bytes)],
+            lease in prop_oneof![any::<i64>(), 0..20_i64],
+            named in any::<bool>(),
+        ) {
+            let key = if named { contender(&path, lease) } else { path.clone() };
+            let found = PbKeyValue { key: key.clone(), lease, ..PbKeyValue::default() };
+            prop_assert!(!named || contends_for(&found, &path) || lease == 0);
+            let named_after = contender(b"", lease);
+            prop_assert!(!is_contender(&found) || lease != 0 && key.ends_with(&named_after));
+            let namespace = Namespace::new(Dir::parse("ns").unwrap());
+            let read = std::str::from_utf8(&key).ok().and_then(|path| namespace.key(path));
+            prop_assert!(read.is_none_or(|read| namespace.path(&read).into_bytes() == key));
+        }
     }
 }

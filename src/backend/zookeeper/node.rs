@@ -152,7 +152,33 @@ mod tests {
         assert!(matches!(check_origin(&Version::new(BackendKind::Etcd, 9)), Err(Error::Unsupported { .. })));
     }
 
+    /// What a znode may hold: of ours, of other programs, and damaged.
+    fn any_data() -> impl Strategy<Value = Vec<u8>> {
+        let parts = prop_oneof![
+            Just(MARKER.to_vec()),
+            Just(SHARED.to_vec()),
+            Just(b"shared\0".to_vec()),
+            (0..MARKER.len()).prop_map(|length| MARKER[..length].to_vec()),
+            prop::collection::vec(any::<u8>(), 0..4),
+        ];
+        prop::collection::vec(parts, 0..4).prop_map(|parts| parts.concat())
+    }
+
     proptest! {
+        /// Whatever a znode holds is a value of its own, if it is a key, and stays as it is when that is written back.
+        #[test]
+        fn any_data_is_a_value_or_vacant(data in any_data(), version in 0..3_i32) {
+            let stat = stat(version, data.len());
+            let node = Node::of(stat, &data);
+            prop_assert!(Node::by_stat(stat).is_none_or(|told| told == node));
+            let value = decode(data.clone());
+            prop_assert!(data.ends_with(&value));
+            prop_assert_eq!(decode(encode(&value).into_owned()), value.clone());
+            prop_assert!(Node::of(self::stat(1, 0), &encode(&value)).is_key());
+            // What only begins like the marker was written by another program, and is told as it is.
+            prop_assert!(value.len() == data.len() || encode(&value) == data);
+        }
+
         #[test]
         fn every_value_survives_and_none_is_the_marker(markers in 0..3usize, tail in any::<Vec<u8>>()) {
             let value = [MARKER.repeat(markers), tail].concat();

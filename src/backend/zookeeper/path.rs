@@ -188,6 +188,27 @@ mod tests {
             }
         }
 
+        /// Other programs may have made anything.
+        #[test]
+        fn a_znode_is_one_key_or_none(
+            space in prop::sample::select(vec!["", "ns", "a/%u{", "😀"]),
+            text in prop_oneof![any::<String>(), "(/|%u\\{|1F600|\\}|[a.%é]|zookeeper|_c_|0000000001){0,10}"],
+            inside in any::<bool>(),
+        ) {
+            let paths = in_namespace(space);
+            let path = if inside { format!("{}/{text}", paths.root.trim_end_matches('/')) } else { text.clone() };
+            if let Some(key) = paths.read(&path) {
+                prop_assert_eq!(paths.key(&key), path.as_str());
+            }
+            let dir = Dir::parse("d").unwrap();
+            if let Some(key) = paths.child(&dir, &text) {
+                prop_assert_eq!(paths.key(&key), format!("{}/{text}", paths.dir(&dir)));
+            }
+            let _ = (paths.directory_of(&path), parent(&path), ancestors(&path).count());
+            let subject = super::super::contender::subject(&path);
+            prop_assert!(path.starts_with(subject));
+        }
+
         #[test]
         fn decoding_takes_only_what_encoding_makes(name in "([a-c%u{}1F60]|%u\\{1F600\\}){0,16}") {
             if let Some(text) = decode(&name) {
