@@ -59,7 +59,7 @@ pub enum Fault {
 }
 
 /// What every planned panic says, so that its noise can be told from a real one's.
-const PLANNED: &str = "a planned panic";
+pub const PLANNED: &str = "a planned panic";
 
 /// Lets planned panics pass in silence. Others are told as ever.
 pub fn silence_planned_panics() {
@@ -67,7 +67,9 @@ pub fn silence_planned_panics() {
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if panic.payload_as_str().is_none_or(|text| !text.starts_with(PLANNED)) {
+            let text = panic.payload().downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.payload().downcast_ref::<&str>().copied());
+            if text.is_none_or(|text| !text.starts_with(PLANNED)) {
                 usual(panic);
             }
         }));
