@@ -192,7 +192,9 @@ fn let_go(url: &str, key: &'static str, guard: Arc<LockGuard>) -> LockGuard {
 }
 
 /// The locks that are held, by store and key.
-static HELD: Mutex<BTreeMap<(String, &str), Vec<Arc<LockGuard>>>> = Mutex::new(BTreeMap::new());
+static HELD: Mutex<Held> = Mutex::new(BTreeMap::new());
+
+type Held = BTreeMap<(String, &'static str), Vec<Arc<LockGuard>>>;
 
 /// Waits for something that has no event to wait for.
 async fn eventually(what: &str, reached: impl AsyncFn() -> bool) {
