@@ -1,6 +1,7 @@
 //! What a message has to know to be carried out: [`Call`], and the [`Rules`] that refuse bad input before any I/O.
 
 use crate::actors::lease::Leases;
+use crate::backend::shortcut::{Begun, Shortcut};
 use crate::backend::{Backend, Target};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
@@ -9,6 +10,7 @@ use crate::types::{Capabilities, Check, Condition, ListOptions, MAX_TXN_OPERATIO
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use std::collections::HashSet;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// What a request does when it is its turn; outside of the crate's reach, so that no other message becomes a request.
 pub trait Call<R> {
@@ -20,6 +22,14 @@ pub trait Call<R> {
     fn check(&self, rules: &Rules) -> Result<()>;
     /// Carries the call out. May be called again when the one before certainly had no effect.
     fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<R>>;
+    /// Carries a read out on the thread that asks; none where that can't be done.
+    fn read(&self, _: &dyn Shortcut) -> Option<Result<R>> {
+        None
+    }
+    /// Begins a write on the thread that asks; none where that can't be done.
+    fn write(&self, _: &dyn Shortcut, _: OwnedSemaphorePermit) -> Option<Begun<R>> {
+        None
+    }
 }
 
 /// What is allowed in this store; bad input is refused by it before any I/O.

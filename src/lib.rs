@@ -72,6 +72,7 @@ mod lock;
 #[cfg(all(test, feature = "memory"))]
 mod lock_tests;
 pub mod messages;
+mod near;
 #[cfg(all(test, feature = "memory"))]
 mod queue_tests;
 mod registration;

@@ -125,6 +125,11 @@ impl LinkView {
         let _ = self.reports.try_send(Report { session, doubt });
     }
 
+    /// Where doubts are told.
+    pub(crate) fn reports(&self) -> &mpsc::Sender<Report> {
+        &self.reports
+    }
+
     /// Why there is no session.
     pub(crate) fn unreachable(&self) -> Error {
         match &*self.link.borrow() {

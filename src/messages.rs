@@ -19,6 +19,7 @@
 //! ```
 
 use crate::actors::lease::Leases;
+use crate::backend::shortcut::{Begun, Shortcut};
 use crate::backend::{Backend, Holder, locking};
 use crate::call::{Call, Rules};
 use crate::election::{CampaignOptions, LeaderEvent, Leadership, LeadershipEvent};
@@ -36,6 +37,7 @@ use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A call that the connection carries out on the backend. Implemented by the messages of this module only.
 pub trait Request:
@@ -87,6 +89,9 @@ impl Call<KvPair> for Get {
     fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<KvPair>> {
         backend.get(&self.key, self.consistency)
     }
+    fn read(&self, shortcut: &dyn Shortcut) -> Option<Result<KvPair>> {
+        Some(shortcut.get(&self.key))
+    }
 }
 
 /// Asks whether a key exists: [`Store::exists_with`](crate::Store::exists_with).
@@ -118,6 +123,9 @@ impl Call<bool> for Exists {
     }
     fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<bool>> {
         backend.exists(&self.key, self.consistency)
+    }
+    fn read(&self, shortcut: &dyn Shortcut) -> Option<Result<bool>> {
+        Some(shortcut.exists(&self.key))
     }
 }
 
@@ -165,6 +173,9 @@ impl Call<Written> for Put {
             Ok(Written { version, outlives_process_by })
         })
     }
+    fn write(&self, shortcut: &dyn Shortcut, permit: OwnedSemaphorePermit) -> Option<Begun<Written>> {
+        self.options.ttl.is_none().then(|| shortcut.put(&self.key, &self.value, permit))
+    }
 }
 
 /// Deletes a key: [`Store::delete`](crate::Store::delete).
@@ -199,6 +210,9 @@ impl Call<()> for Delete {
             leases.deleted(&self.key, known);
             Ok(())
         })
+    }
+    fn write(&self, shortcut: &dyn Shortcut, permit: OwnedSemaphorePermit) -> Option<Begun<()>> {
+        Some(shortcut.delete(&self.key, permit))
     }
 }
 
@@ -315,6 +329,9 @@ impl Call<KvPair> for AtomicPut {
             Ok(KvPair { key: self.key.clone(), value: self.value.clone(), version })
         })
     }
+    fn write(&self, shortcut: &dyn Shortcut, permit: OwnedSemaphorePermit) -> Option<Begun<KvPair>> {
+        Some(shortcut.atomic_put(&self.key, &self.value, &self.expected, permit))
+    }
 }
 
 /// Deletes a key if it has a version: [`Store::atomic_delete`](crate::Store::atomic_delete).
@@ -351,6 +368,9 @@ impl Call<()> for AtomicDelete {
             leases.deleted(&self.key, Some(self.version));
             Ok(())
         })
+    }
+    fn write(&self, shortcut: &dyn Shortcut, permit: OwnedSemaphorePermit) -> Option<Begun<()>> {
+        Some(shortcut.atomic_delete(&self.key, &self.version, permit))
     }
 }
 

@@ -1,6 +1,6 @@
 //! [`Store`]: the handle that people hold.
 
-use crate::actors::connection::{Calls, Connection, Subscribe, acquire, call, elect, send};
+use crate::actors::connection::{Calls, Connection, Subscribe, acquire, call_until, elect, send};
 use crate::actors::errand::Errands;
 use crate::actors::lease::Leases;
 use crate::actors::locks::Locks;
@@ -17,6 +17,7 @@ use crate::messages::{
     AtomicDelete, AtomicPut, Campaign, Close, Delete, DeleteTree, Exists, Get, List, ListKeys, Put, Register, Request,
     Txn,
 };
+use crate::near::Near;
 use crate::registration::Registration;
 use crate::runtime;
 use crate::supervisor::{Closing, Supervisor, initial_status};
@@ -74,6 +75,7 @@ pub struct Store {
 /// What the clones of a handle share. The supervisor closes the store when this is dropped, for `_open` goes with it.
 struct Shared {
     connection: Addr<Connection>,
+    near: Near,
     status: watch::Receiver<Status>,
     capabilities: Capabilities,
     _open: mpsc::Sender<Closing>,
@@ -147,20 +149,31 @@ impl Store {
                 status_sender.clone(),
                 &options,
             ));
-            let _ = started.send(Connection::new(calls.clone(), weak).start());
+            let (near, open) = watch::channel(None);
+            let _ = started.send((Connection::new(calls.clone(), weak).start(), calls.near(open)));
             let (status, supervised) = (status_sender, calls.clone());
-            let supervisor =
-                Supervisor { connector, options, link, status, reports, closing, leases, locks, calls: supervised };
+            let supervisor = Supervisor {
+                connector,
+                options,
+                link,
+                near,
+                status,
+                reports,
+                closing,
+                leases,
+                locks,
+                calls: supervised,
+            };
             supervisor.run(opened).await;
             calls.drained().await;
         })?;
         let dead = || Error::backend("the thread of the store's actors ended while it started");
-        let connection = match timeout_at(Instant::now() + START, wait_started).await {
+        let (connection, near) = match timeout_at(Instant::now() + START, wait_started).await {
             Ok(started) => started.map_err(|_| dead())?,
             Err(_) => return Err(Error::backend("the actix system of this thread does not run its actors")),
         };
         // From here on dropping this future closes the store again.
-        let store = Store { shared: Arc::new(Shared { connection, status, capabilities, _open: open }), timeout };
+        let store = Store { shared: Arc::new(Shared { connection, near, status, capabilities, _open: open }), timeout };
         wait_opened.await.map_err(|_| dead())??;
         Ok(store)
     }
@@ -682,8 +695,12 @@ impl Store {
     }
 
     async fn call<R: Request>(&self, request: R) -> Result<R::Reply> {
+        let deadline = Instant::now() + self.timeout;
+        if let Some(done) = self.shared.near.call(&request, self.timeout, deadline).await {
+            return done;
+        }
         self.open_or_closed()?;
-        call(&self.shared.connection, self.timeout, request).await
+        call_until(&self.shared.connection, self.timeout, deadline, request).await
     }
 
     async fn subscribe(&self, target: Target) -> Result<Events> {

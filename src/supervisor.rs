@@ -12,6 +12,7 @@ use crate::backoff::Pauses;
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::link::{Doubt, Link, Report, Session};
+use crate::near::Open;
 use crate::types::{LinkState, Status};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
@@ -30,6 +31,7 @@ pub(crate) struct Supervisor {
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) options: Options,
     pub(crate) link: watch::Sender<Link>,
+    pub(crate) near: watch::Sender<Option<Open>>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) reports: mpsc::Receiver<Report>,
     /// Closes the store when something arrives, or when all senders are gone.
@@ -104,6 +106,7 @@ impl Supervisor {
             warn!(session = number, %error, "the session is lost; opening another");
             self.publish_down(LinkState::Suspended, passing(error));
             self.status.send_modify(|status| status.restarts += 1);
+            end_calls(&session);
             drop(session);
             // The next endpoint first: this one may be half broken.
             endpoint += 1;
@@ -199,7 +202,8 @@ impl Supervisor {
     /// Ends what the session holds on the server.
     async fn end(&self, session: &Session) {
         // From here on new calls are refused, and those on their way end: none of them leaves a lease behind.
-        self.link.send_replace(Link::Closed);
+        self.set_link(Link::Closed);
+        end_calls(session);
         self.calls.ended().await;
         self.end_step("locks", async {
             self.locks.close(session).await;
@@ -224,8 +228,14 @@ impl Supervisor {
         }
     }
 
+    /// Changes what calls see of the link. Those who take the short way are told first that it is closed.
+    fn set_link(&self, link: Link) {
+        self.near.send_replace(Open::by(&link));
+        self.link.send_replace(link);
+    }
+
     fn publish_closed(&self) {
-        self.link.send_replace(Link::Closed);
+        self.set_link(Link::Closed);
         self.status.send_if_modified(|status| {
             let closes = status.link != LinkState::Closed;
             if closes {
@@ -239,7 +249,7 @@ impl Supervisor {
 
     fn publish_up(&self, session: &Session) {
         let name = session_name(&*session.backend);
-        self.link.send_replace(Link::Up(session.clone()));
+        self.set_link(Link::Up(session.clone()));
         self.status.send_modify(|status| {
             status.link = LinkState::Up;
             status.since = SystemTime::now();
@@ -253,7 +263,7 @@ impl Supervisor {
     }
 
     fn publish_down(&self, link: LinkState, error: Error) {
-        self.link.send_replace(Link::Down(Some(error.clone())));
+        self.set_link(Link::Down(Some(error.clone())));
         self.status.send_modify(|status| {
             if status.link != link {
                 status.link = link;
@@ -279,6 +289,13 @@ fn session_name(backend: &dyn Backend) -> Option<String> {
         warn!(panic = panic_text(&*panic), "the driver panicked over the session's name");
         None
     })
+}
+
+/// Ends the calls that took the short way and wait for their answers. The others look at the link.
+fn end_calls(session: &Session) {
+    if let Some(shortcut) = session.backend.shortcut() {
+        shortcut.end_calls();
+    }
 }
 
 /// The error of a link that is being restored: calls wait for it, whatever brought it down.

@@ -119,29 +119,63 @@ async fn callers_that_wait_together_are_committed_together() {
     assert!(commits.len() <= 100 * CALLERS / 20, "{} commits", commits.len());
 }
 
+/// In what the callers run.
+#[derive(Clone, Copy)]
+enum Callers {
+    OneTask,
+    TasksOfTheirOwn,
+}
+
 /// How many puts `callers` make in a second, together.
-async fn put_rate(store: &Store, callers: usize) -> f64 {
+async fn put_rate(store: &Store, run: Callers, callers: usize) -> f64 {
     let (begin, time) = (Instant::now(), Duration::from_secs(1));
-    let caller = |caller: usize| async move {
-        let mut puts = 0u32;
-        while begin.elapsed() < time {
-            store.put(format!("rate/{callers}/{caller}"), vec![0; 100]).await.unwrap();
-            puts += 1;
+    let caller = |caller: usize| {
+        let store = store.clone();
+        async move {
+            let mut puts = 0u32;
+            while begin.elapsed() < time {
+                store.put(format!("rate/{callers}/{caller}"), vec![0; 100]).await.unwrap();
+                puts += 1;
+            }
+            puts
         }
-        puts
     };
-    let puts: u32 = join_all((0..callers).map(caller)).await.into_iter().sum();
+    let all = (0..callers).map(caller);
+    let puts: u32 = match run {
+        Callers::OneTask => join_all(all).await.into_iter().sum(),
+        Callers::TasksOfTheirOwn => join_all(all.map(tokio::spawn)).await.into_iter().map(|puts| puts.unwrap()).sum(),
+    };
     f64::from(puts) / begin.elapsed().as_secs_f64()
 }
 
-/// By how much the rate grows with the callers, which live beside the store's actors as in an actix application.
+/// The callers live beside the store's actors as in an actix application.
 #[actix::test]
 async fn many_callers_reach_many_times_the_rate_of_one() {
+    many_reach_many_times_the_rate_of_one(Callers::OneTask).await;
+}
+
+/// The store has a thread of its own here and below.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_callers_in_one_task_reach_many_times_the_rate_of_one() {
+    many_reach_many_times_the_rate_of_one(Callers::OneTask).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tasks_reach_many_times_the_rate_of_one() {
+    many_reach_many_times_the_rate_of_one(Callers::TasksOfTheirOwn).await;
+}
+
+/// One such measurement at a time.
+static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// By how much the rate grows with the callers.
+async fn many_reach_many_times_the_rate_of_one(run: Callers) {
+    let _turn = MEASURING.lock().await;
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let store = Store::connect(&url(&folder.path().join("store.redb"))).await.unwrap();
     let mut ratios = Vec::new();
     for _ in 0..5 {
-        let (one, many) = (put_rate(&store, 1).await, put_rate(&store, CALLERS).await);
+        let (one, many) = (put_rate(&store, run, 1).await, put_rate(&store, run, CALLERS).await);
         println!("puts a second: 1 caller {one:.0}, {CALLERS} callers {many:.0}, ratio {:.1}", many / one);
         ratios.push(many / one);
     }

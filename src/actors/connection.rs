@@ -16,6 +16,7 @@ use crate::key::Key;
 use crate::link::{Doubt, LinkView, Session};
 use crate::lock::{LockGuard, LockOptions, Owner};
 use crate::messages::{Campaign, Close, Lock, ObserveLeader, Register, Request, Watch, WatchTree};
+use crate::near::{Near, Open};
 use crate::registration::{Registration, RegistrationEvent};
 use crate::supervisor::Closing;
 use crate::types::Status;
@@ -24,6 +25,7 @@ use actix::{Actor, Addr, AsyncContext, Context, Handler, MailboxError, Message, 
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::error::Elapsed;
@@ -150,7 +152,16 @@ const GRACE: Duration = Duration::from_millis(100);
 
 /// Sends a call to a store's actor and awaits its reply.
 pub(crate) async fn call<R: Request>(connection: &Addr<Connection>, timeout: Duration, request: R) -> Result<R::Reply> {
-    let deadline = Instant::now() + timeout;
+    call_until(connection, timeout, Instant::now() + timeout, request).await
+}
+
+/// As [`call`], with the deadline of a call that began before.
+pub(crate) async fn call_until<R: Request>(
+    connection: &Addr<Connection>,
+    timeout: Duration,
+    deadline: Instant,
+    request: R,
+) -> Result<R::Reply> {
     let lost = |reason: &'static str, error| if R::WRITES { Error::indeterminate(reason) } else { error };
     match send(connection, Timed { request, timeout, deadline }, deadline).await {
         Ok(Ok(result)) => result,
@@ -297,11 +308,11 @@ pub(crate) struct Calls {
     leases: Leases,
     watchers: Watchers,
     locks: Locks,
-    rules: Rules,
+    rules: Arc<Rules>,
     status: watch::Sender<Status>,
     timeout: Duration,
     /// One for each call that may be with the server at once.
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     max_in_flight: u32,
     /// One for each `Close` that may await its reply at once.
     closers: Semaphore,
@@ -321,8 +332,15 @@ impl Calls {
         options: &Options,
     ) -> Self {
         let (timeout, max_in_flight) = (options.request_timeout, options.max_in_flight);
-        let (permits, closers) = (Semaphore::new(max_in_flight as usize), Semaphore::new(MAX_CLOSERS as usize));
+        let permits = Arc::new(Semaphore::new(max_in_flight as usize));
+        let (rules, closers) = (Arc::new(rules), Semaphore::new(MAX_CLOSERS as usize));
         Calls { link, leases, watchers, locks, rules, status, timeout, permits, max_in_flight, closers }
+    }
+
+    /// What the store's handles need to carry calls out by themselves while `open` has a way.
+    pub(crate) fn near(&self, open: watch::Receiver<Option<Open>>) -> Near {
+        let (rules, permits, reports) = (self.rules.clone(), self.permits.clone(), self.link.reports().clone());
+        Near::new(open, rules, permits, self.leases.count().clone(), reports)
     }
 
     /// Subscribes to a target, unless it is one that must not be.
@@ -448,9 +466,9 @@ async fn attempt<R: Request>(calls: &Calls, timed: &Timed<R>, session: &Session)
 
 /// A server that lets a call wait for so long may be dead: the supervisor has a look. What is in more of a hurry than this
 /// says nothing about the server.
-const SILENCE: Duration = Duration::from_millis(500);
+pub(crate) const SILENCE: Duration = Duration::from_millis(500);
 
-fn out_of_time<R: Request>(after: Duration) -> Error {
+pub(crate) fn out_of_time<R: Request>(after: Duration) -> Error {
     match R::WRITES {
         true => Error::indeterminate(format!("no answer within {after:?}")),
         false => Error::Timeout { after },
@@ -467,13 +485,20 @@ fn session_ended<R: Request>(calls: &Calls) -> Error {
 }
 
 fn panicked<R: Request>(calls: &Calls, session: &Session, panic: &(dyn std::any::Any + Send)) -> Error {
+    let (doubt, error) = panic_error::<R>(panic);
+    calls.link.report(session.number, doubt);
+    error
+}
+
+/// What a panic of the driver means for its session, and for the call.
+pub(crate) fn panic_error<R: Request>(panic: &(dyn std::any::Any + Send)) -> (Doubt, Error) {
     let text = panic_text(panic);
     warn!(call = R::NAME, panic = text, "the driver panicked; its session is replaced");
-    calls.link.report(session.number, Doubt::Panicked(Error::backend(format!("the driver panicked: {text}"))));
-    match R::WRITES {
+    let error = match R::WRITES {
         true => Error::indeterminate(format!("the driver panicked: {text}")),
         false => Error::backend(format!("the driver panicked: {text}")),
-    }
+    };
+    (Doubt::Panicked(Error::backend(format!("the driver panicked: {text}"))), error)
 }
 
 /// What a panic said.

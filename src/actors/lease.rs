@@ -10,6 +10,8 @@ use futures_util::{StreamExt, stream};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -22,6 +24,7 @@ const ENDED_AT_ONCE: usize = 64;
 #[derive(Clone)]
 pub struct Leases {
     kept: Rc<RefCell<HashMap<Key, Kept>>>,
+    count: LeaseCount,
     errands: Errands,
 }
 
@@ -32,11 +35,35 @@ struct Kept {
     /// The session that it was written in. Versions of different sessions can't be compared: a server may have been wiped.
     session: Option<u64>,
     task: AbortHandle,
+    count: LeaseCount,
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
         self.task.abort();
+        self.count.uncount();
+    }
+}
+
+/// How many leases are looked after, for other threads to see.
+///
+/// One that isn't seen yet, as its key was written at the same time, does no harm: to end or renew a lease does nothing to a key
+/// that was written since.
+#[derive(Clone, Default)]
+pub(crate) struct LeaseCount(Arc<AtomicUsize>);
+
+impl LeaseCount {
+    pub(crate) fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn counted(&self) -> Self {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        self.clone()
+    }
+
+    pub(crate) fn uncount(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -80,7 +107,11 @@ impl Schedule {
 
 impl Leases {
     pub(crate) fn new(errands: Errands) -> Self {
-        Leases { kept: Rc::default(), errands }
+        Leases { kept: Rc::default(), count: LeaseCount::default(), errands }
+    }
+
+    pub(crate) fn count(&self) -> &LeaseCount {
+        &self.count
     }
 
     /// Looks after the lease of a key that was written just now; the lease of the write before is ended.
@@ -96,7 +127,8 @@ impl Leases {
         }
         let schedule = Schedule::new(&lease, ttl, keep_alive);
         let task = spawn_local(self.clone().look_after(lease.clone(), schedule)).abort_handle();
-        let before = self.kept.borrow_mut().insert(lease.key.clone(), Kept { lease, keep_alive, session, task });
+        let kept = Kept { lease, keep_alive, session, task, count: self.count.counted() };
+        let before = self.kept.borrow_mut().insert(kept.lease.key.clone(), kept);
         before.into_iter().for_each(|kept| self.end_in_background(kept.lease.clone()));
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod embedded;
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
 pub(crate) mod lock;
+pub(crate) mod shortcut;
 #[cfg(feature = "zookeeper")]
 pub(crate) mod zookeeper;
 
@@ -299,6 +300,12 @@ pub trait Backend: 'static {
 
     /// The steps of a lock, where the backend has locks; none by default.
     fn locks(&self) -> Option<&dyn Locking> {
+        None
+    }
+
+    /// The short way of the embedded stores: nobody else can have one.
+    #[doc(hidden)]
+    fn shortcut(&self) -> Option<Arc<dyn shortcut::Shortcut>> {
         None
     }
 

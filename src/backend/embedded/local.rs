@@ -5,7 +5,7 @@
 //! acknowledges them. What nobody was told of may be lost in a crash, and nobody has read it.
 
 use super::state::{Change, Command, Done, Entry, Path, Refused, State, TTL_RESERVE};
-use super::{Embedded, Engine, Published};
+use super::{Answer, Embedded, Engine, Published, Submitted};
 use crate::backend::{Backend, Connector};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -13,12 +13,15 @@ use crate::key::Namespace;
 use crate::types::{BackendKind, Capabilities};
 use async_trait::async_trait;
 use bytes::Bytes;
-use redb::{Database, DatabaseError, ReadableTable, StorageError, TableDefinition, TableHandle, WriteTransaction};
+use redb::{
+    Database, DatabaseError, ReadableTable, StorageError, Table, TableDefinition, TableHandle, WriteTransaction,
+};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tokio::time::Instant;
 use tracing::trace;
 
@@ -34,13 +37,8 @@ const FORMAT_VERSION: u64 = 1;
 /// How many commands are committed together at the most; it bounds the memory of a transaction, not the rate.
 const BATCH: usize = 4096;
 
-type Answer = Result<Result<Done, Refused>>;
-
-/// A command with the place for its answer.
-struct Job {
-    command: Command,
-    answer: oneshot::Sender<Answer>,
-}
+/// In about how many portions a batch that still arrives is carried out.
+const PORTIONS: usize = 4;
 
 /// A session with the file.
 struct Local {
@@ -57,18 +55,31 @@ impl Local {
     }
 }
 
+/// A session may be lost without being closed: after a panic, or a call that took too long. The file is to be opened again.
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.jobs.close();
+    }
+}
+
 #[async_trait(?Send)]
 impl Engine for Local {
     fn published(&self) -> &Arc<Published> {
         &self.published
     }
 
-    async fn submit(&self, command: Command) -> Answer {
+    fn submit(&self, command: Command, permit: Option<OwnedSemaphorePermit>) -> Submitted {
         let (answer, wait) = oneshot::channel();
-        if self.jobs.push(Job { command, answer }).is_err() {
-            return Err(Error::unreachable("the file is closed after a failure; it is opened again"));
+        match self.jobs.push(command, Caller { answer, permit }) {
+            Ok(()) => Submitted::Waits(wait),
+            Err(Closed) => {
+                Submitted::Done(Err(Error::unreachable("the file is closed after a failure; it is opened again")))
+            }
         }
-        wait.await.unwrap_or_else(|_| Err(Error::indeterminate("the thread that writes the file ended")))
+    }
+
+    fn end_calls(&self) {
+        self.jobs.end_calls();
     }
 
     fn outlives_process_by(&self, ttl: Duration) -> Duration {
@@ -84,13 +95,6 @@ impl Engine for Local {
         self.jobs.close();
         self.writer_ended().await;
         Ok(())
-    }
-}
-
-impl Drop for Local {
-    /// A session may be lost without being closed: after a panic, or a call that took too long.
-    fn drop(&mut self) {
-        self.jobs.close();
     }
 }
 
@@ -172,43 +176,92 @@ impl Connector for LocalConnector {
         let engine = Local { published, jobs, writer: ended };
         // A thread that is gone without a word panicked, as a damaged file can make the storage engine do.
         wait.await.unwrap_or_else(|_| Err(damaged(&self.file, "its contents make no sense")))?;
-        Ok(Rc::new(Embedded { kind: BackendKind::Local, namespace: self.namespace.clone(), engine }))
+        let namespace = self.namespace.clone();
+        Ok(Rc::new(Arc::new(Embedded { kind: BackendKind::Local, namespace, engine })))
     }
 }
 
 /// The writer's loop, which ends when the session is closed or the file can't be written.
-fn write(mut file: File, mut state: State, published: &Published, inbox: &Queue) {
+fn write(file: File, mut state: State, published: &Published, inbox: &Queue) {
     let mut pace = Pace::default();
-    loop {
-        let Ok(jobs) = inbox.next(state.next_expiry(), &pace) else { return };
-        let (now, answered) = (Instant::now(), jobs.len());
-        let mut changes = state.due(now);
-        changes.iter().cloned().for_each(|change| state.apply(change));
-        let mut answers = Vec::with_capacity(jobs.len());
-        for Job { command, answer } in jobs {
-            let decided = state.decide(&command, now).map(|(made, done)| {
-                made.iter().cloned().for_each(|change| state.apply(change));
-                changes.extend(made);
-                done
-            });
-            answers.push((answer, decided));
-        }
-        if let Err(error) = file.commit(&changes, state.revision()) {
-            let failed = Error::indeterminate("the file could not be written").with_source(error);
-            answers.into_iter().for_each(|(answer, _)| drop(answer.send(Err(failed.clone()))));
-            return;
-        }
-        pace = Pace { answered, commit: now.elapsed() };
-        trace!(file = %file.path.display(), commands = answered, took = ?pace.commit, "committed");
+    while inbox.wait(state.next_expiry()).is_ok() {
+        let mut batch = Batch { pace, decided: Vec::new(), changes: Vec::new() };
+        let commit = match file.carry_out(&mut batch, &mut state, inbox) {
+            Ok(commit) => commit,
+            Err(error) => return inbox.fail(Error::indeterminate("the file could not be written").with_source(error)),
+        };
+        let Batch { decided, changes, .. } = batch;
+        trace!(file = %file.path.display(), commands = decided.len(), took = ?commit, "committed");
         published.write().apply(changes);
-        answers.into_iter().for_each(|(answer, decided)| drop(answer.send(Ok(decided))));
+        pace = inbox.answer(decided, commit);
+    }
+}
+
+/// What is committed together.
+struct Batch {
+    pace: Pace,
+    /// What came of the commands, in their order.
+    decided: Vec<Result<Done, Refused>>,
+    changes: Vec<Change>,
+}
+
+impl Batch {
+    /// Decides commands, and makes their changes in the state and in a table of the file.
+    fn make(
+        &mut self,
+        commands: Vec<Command>,
+        state: &mut State,
+        entries: &mut Entries<'_>,
+    ) -> Result<(), StorageError> {
+        // Behind the moment at which the last of them was given: what its caller saw to be over is over.
+        let now = Instant::now();
+        self.change(state.due(now), state, entries)?;
+        for command in commands {
+            let decided = match state.decide(&command, now) {
+                Ok((changes, done)) => {
+                    self.change(changes, state, entries)?;
+                    Ok(done)
+                }
+                Err(refused) => Err(refused),
+            };
+            self.decided.push(decided);
+        }
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        changes: Vec<Change>,
+        state: &mut State,
+        entries: &mut Entries<'_>,
+    ) -> Result<(), StorageError> {
+        for change in changes {
+            store(&change, entries)?;
+            state.apply(change.clone());
+            self.changes.push(change);
+        }
+        Ok(())
     }
 }
 
 /// The session is over.
 struct Closed;
 
-/// The commands that wait for the writer. It is woken once for a batch, not once for each command.
+/// Who gave a command.
+struct Caller {
+    answer: oneshot::Sender<Answer>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Caller {
+    fn answer(self, answer: Answer) {
+        // First, so that who has the answer finds the permit.
+        drop(self.permit);
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// The commands that wait for the writer. It is woken a few times for a batch, not once for each command.
 #[derive(Default)]
 struct Queue {
     waiting: Mutex<Waiting>,
@@ -217,27 +270,35 @@ struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    jobs: Vec<Job>,
-    /// How many jobs the writer wants to be woken for; 0 while it is at work.
+    commands: Vec<Command>,
+    /// Those who have no answer yet: first those whose commands the writer is at work on, then those of `commands`. One who
+    /// was told that the session is over leaves a gap.
+    callers: VecDeque<Option<Caller>>,
+    /// How many commands the writer wants to be woken for; 0 while it is at work.
     wanted: usize,
     closed: bool,
 }
 
-/// The batch before, by which the next is gathered.
-#[derive(Default)]
+/// What the batch before says of the next.
+#[derive(Clone, Copy, Default)]
 struct Pace {
-    answered: usize,
-    commit: Duration,
+    /// How many commands are likely to come.
+    expected: usize,
+    /// For how long they are waited for.
+    until: Option<Instant>,
 }
 
 impl Queue {
-    fn push(&self, job: Job) -> Result<(), Closed> {
+    fn push(&self, command: Command, caller: Caller) -> Result<(), Closed> {
         let mut waiting = self.lock();
         if waiting.closed {
             return Err(Closed);
         }
-        waiting.jobs.push(job);
-        if waiting.jobs.len() == waiting.wanted {
+        waiting.commands.push(command);
+        waiting.callers.push_back(Some(caller));
+        let enough = waiting.commands.len() == waiting.wanted;
+        drop(waiting);
+        if enough {
             self.enough.notify_one();
         }
         Ok(())
@@ -249,27 +310,62 @@ impl Queue {
         self.enough.notify_one();
     }
 
-    /// All commands that wait, once there is one; none when an entry's time is over first.
-    ///
-    /// Callers who were answered together come back together, but not at one instant: without a moment's patience they would
-    /// fall apart into two groups that wait for each other's commits, each half as large as it could be.
-    fn next(&self, expiry: Option<Instant>, pace: &Pace) -> Result<Vec<Job>, Closed> {
-        let waiting = self.lock();
-        let expected = (waiting.jobs.len() + pace.answered).min(BATCH);
-        let patience = Instant::now() + pace.commit;
-        let mut waiting = self.wait_for(expected, Some(patience), waiting);
-        if waiting.jobs.is_empty() {
-            waiting = self.wait_for(1, expiry, waiting);
-        }
-        if waiting.jobs.is_empty() {
-            return if waiting.closed { Err(Closed) } else { Ok(Vec::new()) };
-        }
-        let rest = waiting.jobs.len().min(BATCH);
-        let rest = waiting.jobs.split_off(rest);
-        Ok(std::mem::replace(&mut waiting.jobs, rest))
+    /// Nobody waits any longer. What was taken is still carried out.
+    fn end_calls(&self) {
+        let mut waiting = self.lock();
+        let ended = || Error::indeterminate("the session ended before the answer came");
+        waiting.callers.iter_mut().filter_map(Option::take).for_each(|caller| caller.answer(Err(ended())));
     }
 
-    /// Waits until there are so many jobs, the time has come, or the session is closed.
+    /// Waits until there is a command, or an entry's time is over.
+    fn wait(&self, expiry: Option<Instant>) -> Result<(), Closed> {
+        let waiting = self.wait_for(1, expiry, self.lock());
+        match waiting.closed && waiting.commands.is_empty() {
+            true => Err(Closed),
+            false => Ok(()),
+        }
+    }
+
+    /// The next commands of a batch that has `taken` already; none when it is whole.
+    ///
+    /// Callers who were answered together come back together, but not at one instant: without a moment's patience they would
+    /// fall apart into two groups that wait for each other's commits, each half as large as it could be. What has come is
+    /// carried out meanwhile, in a few portions.
+    fn more(&self, taken: usize, pace: &Pace) -> Vec<Command> {
+        let mut waiting = self.lock();
+        let missing = pace.expected.min(BATCH).saturating_sub(taken);
+        if taken > 0 && missing == 0 {
+            return Vec::new();
+        }
+        if waiting.commands.len() < missing {
+            waiting = self.wait_for((missing / PORTIONS).max(1), pace.until, waiting);
+        }
+        let rest = waiting.commands.len().min(BATCH - taken);
+        let rest = waiting.commands.split_off(rest);
+        std::mem::replace(&mut waiting.commands, rest)
+    }
+
+    /// Answers the commands that the writer was at work on.
+    fn answer(&self, decided: Vec<Result<Done, Refused>>, commit: Duration) -> Pace {
+        let mut waiting = self.lock();
+        let callers: Vec<_> = waiting.callers.drain(..decided.len()).collect();
+        let expected = callers.len() + waiting.commands.len();
+        drop(waiting);
+        for (caller, decided) in callers.into_iter().zip(decided) {
+            caller.into_iter().for_each(|caller| caller.answer(Ok(decided)));
+        }
+        Pace { expected, until: Some(Instant::now() + commit) }
+    }
+
+    /// Answers the commands that the writer was at work on: nobody knows what became of them.
+    fn fail(&self, error: Error) {
+        let mut waiting = self.lock();
+        let at_work = waiting.callers.len() - waiting.commands.len();
+        let callers = waiting.callers.drain(..at_work).flatten();
+        callers.for_each(|caller| caller.answer(Err(error.clone())));
+    }
+
+    /// Waits until there are so many commands, the time has come, or the session is closed.
     fn wait_for<'a>(
         &'a self,
         wanted: usize,
@@ -277,7 +373,7 @@ impl Queue {
         mut waiting: MutexGuard<'a, Waiting>,
     ) -> MutexGuard<'a, Waiting> {
         waiting.wanted = wanted;
-        while waiting.jobs.len() < wanted && !waiting.closed {
+        while waiting.commands.len() < wanted && !waiting.closed {
             waiting = match until {
                 None => self.enough.wait(waiting).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
@@ -293,7 +389,7 @@ impl Queue {
         waiting
     }
 
-    /// A panic can't leave the jobs half changed.
+    /// A panic can't leave the commands half changed.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -305,10 +401,12 @@ struct ClosedAtEnd(Arc<Queue>);
 impl Drop for ClosedAtEnd {
     fn drop(&mut self) {
         self.0.close();
-        // Nobody has begun with these.
-        let left = std::mem::take(&mut self.0.lock().jobs);
+        self.0.fail(Error::indeterminate("the thread that writes the file ended"));
+        // Nobody has begun with what is left.
+        let mut waiting = self.0.lock();
+        waiting.commands.clear();
         let untouched = || Error::unreachable("the file could not be written; it is opened again");
-        left.into_iter().for_each(|job| drop(job.answer.send(Err(untouched()))));
+        waiting.callers.drain(..).flatten().for_each(|caller| caller.answer(Err(untouched())));
     }
 }
 
@@ -336,7 +434,9 @@ impl File {
         let Stored { revision, entries, expired } = self.read().map_err(|error| damaged(&self.path, error))?;
         let revision = revision + expired.len() as u64;
         let purged: Vec<Change> = expired.into_iter().map(|path| Change { path, entry: None, revision }).collect();
-        self.commit(&purged, revision).map_err(|error| damaged(&self.path, error))?;
+        if !purged.is_empty() {
+            self.commit(&purged, revision).map_err(|error| damaged(&self.path, error))?;
+        }
         Ok(State::restore(revision, entries))
     }
 
@@ -360,26 +460,54 @@ impl File {
     }
 
     /// Makes the changes durable.
-    fn commit(&mut self, changes: &[Change], revision: u64) -> Result<(), redb::Error> {
-        if changes.is_empty() {
-            return Ok(());
-        }
+    fn commit(&self, changes: &[Change], revision: u64) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
-        {
-            let mut entries = transaction.open_table(ENTRIES)?;
-            for Change { path, entry, .. } in changes {
-                match entry {
-                    Some(entry) => {
-                        let row = (entry.revision, stored_expiry(entry), entry.value.as_ref());
-                        entries.insert(path.as_ref(), row)?;
-                    }
-                    None => drop(entries.remove(path.as_ref())?),
-                }
-            }
-            transaction.open_table(META)?.insert(REVISION, revision)?;
-        }
-        Ok(transaction.commit()?)
+        let mut entries = transaction.open_table(ENTRIES)?;
+        changes.iter().try_for_each(|change| store(change, &mut entries))?;
+        drop(entries);
+        finish(transaction, revision)
     }
+
+    /// Gathers a batch, carries it out and makes it durable, and returns how long that last step took. Almost all else is done
+    /// while the batch still arrives.
+    fn carry_out(&self, batch: &mut Batch, state: &mut State, inbox: &Queue) -> Result<Duration, redb::Error> {
+        let transaction = self.database.begin_write()?;
+        let mut entries = transaction.open_table(ENTRIES)?;
+        loop {
+            let commands = inbox.more(batch.decided.len(), &batch.pace);
+            let whole = commands.is_empty();
+            batch.make(commands, state, &mut entries)?;
+            if whole {
+                break;
+            }
+        }
+        drop(entries);
+        let begun = Instant::now();
+        match batch.changes.is_empty() {
+            true => transaction.abort()?,
+            false => finish(transaction, state.revision())?,
+        }
+        Ok(begun.elapsed())
+    }
+}
+
+/// The entries in a file that is being written.
+type Entries<'a> = Table<'a, &'static str, (u64, u64, &'static [u8])>;
+
+/// Makes a change in the file.
+fn store(change: &Change, entries: &mut Entries<'_>) -> Result<(), StorageError> {
+    match &change.entry {
+        Some(entry) => {
+            let row = (entry.revision, stored_expiry(entry), entry.value.as_ref());
+            entries.insert(change.path.as_ref(), row).map(drop)
+        }
+        None => entries.remove(change.path.as_ref()).map(drop),
+    }
+}
+
+fn finish(transaction: WriteTransaction, revision: u64) -> Result<(), redb::Error> {
+    transaction.open_table(META)?.insert(REVISION, revision)?;
+    Ok(transaction.commit()?)
 }
 
 /// Makes the file's name durable, which is the directory's affair: without it a new file may be gone after a power cut.
@@ -483,12 +611,21 @@ mod tests {
     use redb::StorageBackend;
     use redb::backends::InMemoryBackend;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use tokio::sync::Semaphore;
 
     /// A disk that fails when it is told to.
     #[derive(Debug)]
     struct Disk {
         memory: InMemoryBackend,
         broken: Arc<AtomicBool>,
+        /// It hangs while somebody has this.
+        hanging: Arc<Mutex<()>>,
+    }
+
+    impl Disk {
+        fn new(broken: &Arc<AtomicBool>) -> Self {
+            Disk { memory: InMemoryBackend::new(), broken: broken.clone(), hanging: Arc::default() }
+        }
     }
 
     impl StorageBackend for Disk {
@@ -502,6 +639,7 @@ mod tests {
             self.memory.set_len(len)
         }
         fn sync_data(&self) -> Result<(), std::io::Error> {
+            let _hangs = self.hanging.lock().unwrap();
             match self.broken.load(SeqCst) {
                 true => Err(std::io::Error::other("the disk is broken")),
                 false => self.memory.sync_data(),
@@ -512,26 +650,20 @@ mod tests {
         }
     }
 
-    fn put(path: &str) -> (Job, oneshot::Receiver<Answer>) {
-        let (answer, wait) = oneshot::channel();
-        let command = Command::Put { path: path.into(), value: Bytes::from_static(b"v"), ttl: None };
-        (Job { command, answer }, wait)
+    fn put(path: &str) -> Command {
+        Command::Put { path: path.into(), value: Bytes::from_static(b"v"), ttl: None }
     }
 
     fn push(queue: &Queue, path: &str) -> oneshot::Receiver<Answer> {
-        let (job, wait) = put(path);
-        assert!(queue.push(job).is_ok());
+        let (answer, wait) = oneshot::channel();
+        assert!(queue.push(put(path), Caller { answer, permit: None }).is_ok());
         wait
     }
 
-    /// What a failed commit may have made durable is indeterminate, what comes behind it certainly isn't done, and nobody has
-    /// read either.
-    #[tokio::test]
-    async fn a_broken_disk_ends_the_session_and_every_call() {
-        let broken = Arc::new(AtomicBool::new(false));
-        let disk = Disk { memory: InMemoryBackend::new(), broken: broken.clone() };
+    /// A session with a file on that disk, and its writer.
+    fn open(disk: Disk) -> (Local, std::thread::JoinHandle<()>) {
         let database = Database::builder().create_with_backend(disk).unwrap();
-        let mut file = File { database, path: "broken".into() };
+        let mut file = File { database, path: "a disk of a test".into() };
         let state = file.load().unwrap();
         let (published, queue) = (Arc::<Published>::default(), Arc::<Queue>::default());
         let (end, writer) = watch::channel(());
@@ -540,16 +672,61 @@ mod tests {
             write(file, state, &shared, &inbox.0);
             drop((inbox, end));
         });
-        let engine = Local { published, jobs: queue.clone(), writer };
-        let fine = engine.submit(put("a").0.command).await.unwrap();
+        (Local { published, jobs: queue, writer }, thread)
+    }
+
+    async fn run(engine: &Local, path: &str) -> Answer {
+        engine.submit(put(path), None).answer().await
+    }
+
+    /// What a failed commit may have made durable is indeterminate, what comes behind it certainly isn't done, and nobody has
+    /// read either.
+    #[tokio::test]
+    async fn a_broken_disk_ends_the_session_and_every_call() {
+        let broken = Arc::new(AtomicBool::new(false));
+        let (engine, thread) = open(Disk::new(&broken));
+        let fine = run(&engine, "a").await.unwrap();
         assert_eq!(fine, Ok(Done::At(1)));
         broken.store(true, SeqCst);
-        let lost = push(&queue, "b").await.unwrap();
+        let lost = push(&engine.jobs, "b").await.unwrap();
         assert!(matches!(lost, Err(Error::Indeterminate { .. })), "{lost:?}");
         assert!(matches!(engine.failed().await, Error::Unreachable { .. }));
-        let refused = engine.submit(put("c").0.command).await;
+        let refused = run(&engine, "c").await;
         assert!(matches!(refused, Err(Error::Unreachable { .. })), "{refused:?}");
-        assert!(engine.published().read().state.get("b", Instant::now()).is_none());
+        assert!(engine.published().read().state.present("b").is_none());
+        engine.close().await.unwrap();
+        thread.join().unwrap();
+    }
+
+    /// A session that is given up without being closed, as after a panic, must not have the file open for ever.
+    #[tokio::test]
+    async fn the_writer_ends_with_the_session() {
+        let (engine, thread) = open(Disk::new(&Arc::default()));
+        let waits = engine.submit(put("a"), None);
+        drop(engine);
+        thread.join().unwrap();
+        assert_eq!(waits.answer().await.unwrap(), Ok(Done::At(1)));
+    }
+
+    /// A disk that hangs holds nobody up whose session is over, nor the permits.
+    #[tokio::test]
+    async fn calls_end_with_the_session_while_the_disk_hangs() {
+        let disk = Disk::new(&Arc::default());
+        let (hanging, permits) = (disk.hanging.clone(), Arc::new(Semaphore::new(2)));
+        let (engine, thread) = open(disk);
+        let hung = hanging.lock().unwrap();
+        let submit = |path| engine.submit(put(path), Some(permits.clone().try_acquire_owned().unwrap()));
+        let (at_work, waiting) = (submit("a"), submit("b"));
+        assert_eq!(permits.available_permits(), 0);
+        engine.end_calls();
+        assert_eq!(permits.available_permits(), 2);
+        for call in [at_work, waiting] {
+            let ended = call.answer().now_or_never();
+            assert!(matches!(ended, Some(Err(Error::Indeterminate { .. }))), "{ended:?}");
+        }
+        drop(hung);
+        // Nobody mixes the answers of those who are gone up with those of others.
+        assert!(matches!(run(&engine, "c").await, Ok(Ok(Done::At(3)))));
         engine.close().await.unwrap();
         thread.join().unwrap();
     }
@@ -596,7 +773,20 @@ mod tests {
         drop(ClosedAtEnd(queue.clone()));
         let answer = waiting.await.unwrap();
         assert!(matches!(answer, Err(Error::Unreachable { .. })), "{answer:?}");
-        assert!(queue.push(put("b").0).is_err());
+        let (answer, _wait) = oneshot::channel();
+        assert!(queue.push(put("b"), Caller { answer, permit: None }).is_err());
+    }
+
+    /// Nor does anybody claim that of what it took and has no word of.
+    #[tokio::test]
+    async fn what_the_writer_took_before_it_panicked_is_indeterminate() {
+        let queue = Arc::<Queue>::default();
+        let taken = push(&queue, "a");
+        assert_eq!(queue.more(0, &Pace::default()).len(), 1);
+        let waiting = push(&queue, "b");
+        drop(ClosedAtEnd(queue));
+        assert!(matches!(taken.await.unwrap(), Err(Error::Indeterminate { .. })));
+        assert!(matches!(waiting.await.unwrap(), Err(Error::Unreachable { .. })));
     }
 
     #[test]
@@ -604,17 +794,32 @@ mod tests {
         let queue = Queue::default();
         let _answers = (push(&queue, "a"), push(&queue, "b"));
         queue.close();
-        assert_eq!(queue.next(None, &Pace::default()).map_or(0, |jobs| jobs.len()), 2);
-        assert!(queue.next(None, &Pace::default()).is_err());
+        assert!(queue.wait(None).is_ok());
+        assert_eq!(queue.more(0, &Pace::default()).len(), 2);
+        assert!(queue.more(2, &Pace::default()).is_empty());
+        assert!(queue.wait(None).is_err());
     }
 
     #[test]
     fn the_writer_waits_for_those_it_answered_but_not_long() {
         let queue = Queue::default();
         let _answer = push(&queue, "a");
-        let pace = Pace { answered: 3, commit: Duration::from_millis(20) };
+        let patience = Duration::from_millis(20);
         let begun = std::time::Instant::now();
-        assert_eq!(queue.next(None, &pace).map_or(0, |jobs| jobs.len()), 1);
-        assert!(begun.elapsed() >= pace.commit);
+        let pace = Pace { expected: 3, until: Some(Instant::now() + patience) };
+        assert_eq!(queue.more(0, &pace).len(), 1);
+        assert!(queue.more(1, &pace).is_empty());
+        assert!(begun.elapsed() >= patience);
+    }
+
+    /// Those who came while it was answering others are expected once, not twice: nobody waits for callers who don't exist.
+    #[test]
+    fn the_writer_expects_those_it_answered_and_those_who_wait() {
+        let queue = Queue::default();
+        let _answers = (push(&queue, "a"), push(&queue, "b"));
+        assert_eq!(queue.more(0, &Pace::default()).len(), 2);
+        let _answer = push(&queue, "c");
+        let pace = queue.answer(vec![Ok(Done::At(1)), Ok(Done::At(2))], Duration::ZERO);
+        assert_eq!(pace.expected, 3);
     }
 }

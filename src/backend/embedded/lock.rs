@@ -90,7 +90,7 @@ impl<E: Engine> Embedded<E> {
 
     async fn acquire(&self, bid: &Bid) -> Result<Standing> {
         let (path, value, grant) = (self.path(&bid.key), bid.value.clone(), id(&bid.grant)?);
-        match self.engine.submit(Command::Acquire { path, value, grant }).await? {
+        match self.run(Command::Acquire { path, value, grant }).await? {
             Ok(Done::At(token) | Done::Removed(token)) => Ok(Standing::Held(place(token))),
             Err(Refused::Taken) if bid.waits => Ok(Standing::Waiting(Place::default())),
             Err(Refused::Taken) => Ok(Standing::Taken),
@@ -126,7 +126,7 @@ impl<E: Engine> Locking for Embedded<E> {
         let id = id(grant)?;
         self.engine.published().read().state.grants().revoke(id);
         // Without a grant the locks are free already; this takes their entries away.
-        self.engine.submit(Command::ReleaseAll { grant: id }).await.map(drop)
+        self.run(Command::ReleaseAll { grant: id }).await.map(drop)
     }
 
     async fn contend(&self, bid: &Bid, progress: &Progress) -> Result<Standing> {
@@ -157,7 +157,7 @@ impl<E: Engine> Locking for Embedded<E> {
 
     async fn leave(&self, bid: &Bid, _: &Progress) -> Result<bool> {
         let (path, grant) = (self.path(&bid.key), id(&bid.grant)?);
-        Ok(self.engine.submit(Command::Release { path, grant }).await?.is_ok())
+        Ok(self.run(Command::Release { path, grant }).await?.is_ok())
     }
 
     async fn guarded(

@@ -1,7 +1,7 @@
 //! `memory`: a store that lives as long as some [`Store`](crate::Store) of this process has it open under its name.
 
 use super::state::{Command, Done, Entry, Refused};
-use super::{Embedded, Engine, Published};
+use super::{Embedded, Engine, Published, Submitted};
 use crate::backend::{Backend, Connector};
 use crate::config::Config;
 use crate::error::Result;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep_until};
 
@@ -86,8 +86,8 @@ impl Engine for Memory {
         &self.shared.published
     }
 
-    async fn submit(&self, command: Command) -> Result<Result<Done, Refused>> {
-        Ok(self.shared.run(&command))
+    fn submit(&self, command: Command, _: Option<OwnedSemaphorePermit>) -> Submitted {
+        Submitted::Done(Ok(self.shared.run(&command)))
     }
 
     fn outlives_process_by(&self, _: Duration) -> Duration {
@@ -126,6 +126,7 @@ impl Connector for MemoryConnector {
         let shared = self.shared.clone();
         let purge = spawn_local(shared.clone().purge()).abort_handle();
         let namespace = self.namespace.clone();
-        Ok(Rc::new(Embedded { kind: BackendKind::Memory, namespace, engine: Memory { shared, purge } }))
+        let session = Embedded { kind: BackendKind::Memory, namespace, engine: Memory { shared, purge } };
+        Ok(Rc::new(Arc::new(session)))
     }
 }

@@ -8,18 +8,21 @@ pub(super) mod memory;
 mod state;
 mod watch;
 
+use crate::backend::shortcut::{Begun, Shortcut};
 use crate::backend::{Backend, Lease, Locking, Position, Target, Updates};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
 use crate::types::{
     BackendKind, Check, Condition, Consistency, Depth, Expected, KvPair, ListOptions, Operation, OperationResult, Page,
-    TxnOutcome, Version,
+    TxnOutcome, Version, Written,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use state::{Change, Command, Done, Entry, Path, Refused, State, Wanted};
+use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 use watch::Followers;
 
@@ -56,11 +59,37 @@ impl Published {
     }
 }
 
+/// What comes of a command.
+type Answer = Result<Result<Done, Refused>>;
+
+/// A command that was taken.
+enum Submitted {
+    Done(Answer),
+    /// The answer comes; without a word where nobody knows what became of the command.
+    Waits(oneshot::Receiver<Answer>),
+}
+
+impl Submitted {
+    async fn answer(self) -> Answer {
+        match self {
+            Submitted::Done(answer) => answer,
+            Submitted::Waits(answer) => wait(answer).await,
+        }
+    }
+}
+
+async fn wait(answer: oneshot::Receiver<Answer>) -> Answer {
+    answer.await.unwrap_or_else(|_| Err(Error::indeterminate("the thread that writes the file ended")))
+}
+
 /// How the two embedded stores differ: where commands are carried out.
 #[async_trait(?Send)]
-trait Engine: 'static {
+trait Engine: Send + Sync + 'static {
     fn published(&self) -> &Arc<Published>;
-    async fn submit(&self, command: Command) -> Result<Result<Done, Refused>>;
+    /// Takes a command. The permit, where there is one, is given back with the answer.
+    fn submit(&self, command: Command, permit: Option<OwnedSemaphorePermit>) -> Submitted;
+    /// All that was taken is answered now: that nobody knows what becomes of it, where that isn't known yet.
+    fn end_calls(&self) {}
     /// How long a key with this TTL can outlive the process.
     fn outlives_process_by(&self, ttl: Duration) -> Duration;
     /// Waits until the engine can't go on, and says why. A store in memory always can.
@@ -85,26 +114,73 @@ impl<E: Engine> Embedded<E> {
         }
     }
 
+    /// As [`path`](Self::path), for a look.
+    fn looked_up<'a>(&self, key: &'a Key) -> Cow<'a, str> {
+        match self.namespace.is_root() {
+            true => Cow::Borrowed(key),
+            false => Cow::Owned(self.namespace.path(key)),
+        }
+    }
+
     fn version(&self, revision: u64) -> Version {
         Version::new(self.kind, revision)
     }
 
+    /// Carries out a command.
+    async fn run(&self, command: Command) -> Answer {
+        self.engine.submit(command, None).answer().await
+    }
+
     /// Carries out a command on one key.
     async fn submit(&self, key: &str, command: Command) -> Result<Done> {
-        self.engine.submit(command).await?.map_err(|refused| match refused {
-            Refused::NotFound => Error::key_not_found(key),
-            Refused::Exists => Error::key_exists(key),
-            Refused::Modified | Refused::Check(_) => Error::key_modified(key),
-            Refused::Taken => Error::lock_held(key, "by another"),
-            Refused::Lost => Error::lock_lost(key),
-        })
+        of_key(key, self.run(command).await)
     }
 
     /// As [`submit`](Self::submit), for commands that write at a revision.
     async fn write(&self, key: &Key, command: Command) -> Result<Version> {
-        match self.submit(key, command).await? {
-            Done::At(revision) | Done::Removed(revision) => Ok(self.version(revision)),
+        Ok(self.version(index(self.submit(key, command).await?)))
+    }
+
+    /// Begins a command on one key for somebody on any thread, who gets the revision of the write as `reply` says.
+    fn begin<T>(
+        &self,
+        key: &Key,
+        command: Command,
+        permit: OwnedSemaphorePermit,
+        reply: impl FnOnce(Version) -> T + Send + 'static,
+    ) -> Begun<T> {
+        let kind = self.kind;
+        let reply = move |done| reply(Version::new(kind, index(done)));
+        match self.engine.submit(command, Some(permit)) {
+            Submitted::Done(answer) => Begun::Done(of_key(key, answer).map(reply)),
+            Submitted::Waits(answer) => {
+                let key = key.clone();
+                Begun::Waits(Box::pin(async move { of_key(&key, wait(answer).await).map(reply) }))
+            }
         }
+    }
+
+    fn put_command(&self, key: &Key, value: &Bytes, ttl: Option<Duration>) -> Command {
+        Command::Put { path: self.path(key), value: value.clone(), ttl }
+    }
+
+    fn atomic_put_command(&self, key: &Key, value: &Bytes, expected: &Expected) -> Command {
+        let expected = match expected {
+            Expected::Absent => Wanted::Absent,
+            Expected::Version(version) => Wanted::Revision(version.index()),
+        };
+        Command::AtomicPut { path: self.path(key), value: value.clone(), expected }
+    }
+
+    /// The pair at `key`.
+    fn pair(&self, key: &Key) -> Result<KvPair> {
+        let shown = self.engine.published().read();
+        let entry = shown.state.present(&self.looked_up(key)).ok_or_else(|| Error::key_not_found(key))?;
+        Ok(KvPair { key: key.clone(), value: entry.value.clone(), version: self.version(entry.revision) })
+    }
+
+    fn is_there(&self, key: &Key) -> bool {
+        self.engine.published().read().state.present(&self.looked_up(key)).is_some()
     }
 
     fn page<T>(&self, dir: &Dir, options: &ListOptions, item: impl Fn(Key, &Entry) -> T) -> Result<Page<T>>
@@ -151,7 +227,7 @@ impl<E: Engine> Embedded<E> {
         });
         let guarded = guard.map(|(key, token)| (self.path(key), token));
         let command = Command::Txn { guard: guarded, checks, operations: changes.collect() };
-        let revision = match (self.engine.submit(command).await?, guard) {
+        let revision = match (self.run(command).await?, guard) {
             (Err(Refused::Check(index)), _) => return Ok(TxnOutcome::CheckFailed { index }),
             (Err(Refused::Lost), Some((key, _))) => return Err(Error::lock_lost(key)),
             (Err(other), _) => return Err(Error::backend(format!("a transaction was refused as {other:?}"))),
@@ -190,25 +266,75 @@ impl HasKey for KvPair {
     }
 }
 
+/// The revision of a write.
+fn index(done: Done) -> u64 {
+    match done {
+        Done::At(revision) | Done::Removed(revision) => revision,
+    }
+}
+
+/// What a command on one key came to.
+fn of_key(key: &str, answer: Answer) -> Result<Done> {
+    answer?.map_err(|refused| match refused {
+        Refused::NotFound => Error::key_not_found(key),
+        Refused::Exists => Error::key_exists(key),
+        Refused::Modified | Refused::Check(_) => Error::key_modified(key),
+        Refused::Taken => Error::lock_held(key, "by another"),
+        Refused::Lost => Error::lock_lost(key),
+    })
+}
+
+impl<E: Engine> Shortcut for Embedded<E> {
+    fn get(&self, key: &Key) -> Result<KvPair> {
+        self.pair(key)
+    }
+
+    fn exists(&self, key: &Key) -> Result<bool> {
+        Ok(self.is_there(key))
+    }
+
+    fn put(&self, key: &Key, value: &Bytes, permit: OwnedSemaphorePermit) -> Begun<Written> {
+        let command = self.put_command(key, value, None);
+        self.begin(key, command, permit, |version| Written { version, outlives_process_by: None })
+    }
+
+    fn delete(&self, key: &Key, permit: OwnedSemaphorePermit) -> Begun<()> {
+        self.begin(key, Command::Delete { path: self.path(key) }, permit, drop)
+    }
+
+    fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected, permit: OwnedSemaphorePermit) -> Begun<KvPair> {
+        let command = self.atomic_put_command(key, value, expected);
+        let (written, value) = (key.clone(), value.clone());
+        self.begin(key, command, permit, move |version| KvPair { key: written, value, version })
+    }
+
+    fn atomic_delete(&self, key: &Key, version: &Version, permit: OwnedSemaphorePermit) -> Begun<()> {
+        let command = Command::AtomicDelete { path: self.path(key), revision: version.index() };
+        self.begin(key, command, permit, drop)
+    }
+
+    fn end_calls(&self) {
+        self.engine.end_calls();
+    }
+}
+
+/// The session is shared with those who take the short way.
 #[async_trait(?Send)]
-impl<E: Engine> Backend for Embedded<E> {
+impl<E: Engine> Backend for Arc<Embedded<E>> {
     async fn get(&self, key: &Key, _: Consistency) -> Result<KvPair> {
-        let shown = self.engine.published().read();
-        let entry = shown.state.get(&self.path(key), Instant::now()).ok_or_else(|| Error::key_not_found(key))?;
-        Ok(KvPair { key: key.clone(), value: entry.value.clone(), version: self.version(entry.revision) })
+        self.pair(key)
     }
 
     async fn exists(&self, key: &Key, _: Consistency) -> Result<bool> {
-        Ok(self.engine.published().read().state.get(&self.path(key), Instant::now()).is_some())
+        Ok(self.is_there(key))
     }
 
     async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
-        self.write(key, Command::Put { path: self.path(key), value: value.clone(), ttl: None }).await
+        self.write(key, self.put_command(key, value, None)).await
     }
 
     async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
-        let command = Command::Put { path: self.path(key), value: value.clone(), ttl: Some(ttl) };
-        let version = self.write(key, command).await?;
+        let version = self.write(key, self.put_command(key, value, Some(ttl))).await?;
         let lease = Lease {
             key: key.clone(),
             version,
@@ -264,11 +390,7 @@ impl<E: Engine> Backend for Embedded<E> {
     }
 
     async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
-        let expected = match expected {
-            Expected::Absent => Wanted::Absent,
-            Expected::Version(version) => Wanted::Revision(version.index()),
-        };
-        self.write(key, Command::AtomicPut { path: self.path(key), value: value.clone(), expected }).await
+        self.write(key, self.atomic_put_command(key, value, expected)).await
     }
 
     async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
@@ -285,7 +407,11 @@ impl<E: Engine> Backend for Embedded<E> {
     }
 
     fn locks(&self) -> Option<&dyn Locking> {
-        Some(self)
+        Some(&**self)
+    }
+
+    fn shortcut(&self) -> Option<Arc<dyn Shortcut>> {
+        Some(self.clone())
     }
 
     async fn disrupted(&self) -> Error {
