@@ -9,8 +9,8 @@ use common::told::{DUE, Told};
 use common::{Kind, Proxy, Server, namespace};
 use futures_util::future::join_all;
 use kvactor::{
-    Check, Condition, Config, Error, Expected, ListOptions, LockEvent, LockGuard, LockOptions, Operation, Store,
-    TxnOutcome, WatchEvent,
+    Check, Condition, Config, Error, Expected, LeaderEvent, ListOptions, LockEvent, LockGuard, LockOptions, Operation,
+    Store, TxnOutcome, WatchEvent,
 };
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
@@ -19,6 +19,9 @@ use zookeeper_client::{Acls, Client, CreateMode};
 
 /// ZooKeeper's opcode of `multi`.
 const MULTI: i32 = 14;
+
+/// That of `getChildren2`, which brings the stat along.
+const LOOK: i32 = 12;
 
 /// Long enough for what must not happen to show.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -84,6 +87,14 @@ const KAZOO_READER: &str = "0123456789abcdef0123456789abcdef__rlock__";
 const CURATOR: &str = "_c_01234567-89ab-cdef-0123-456789abcdef-lock-";
 const CURATOR_SEMAPHORE: &str = "_c_01234567-89ab-cdef-0123-456789abcdef-lease-";
 
+/// What `what` costs: requests, and how many of them write.
+async fn cost<T>(proxy: &Proxy, what: impl Future<Output = kvactor::Result<T>>) -> ((u64, u64), T) {
+    proxy.reset_counts();
+    let done = what.await.unwrap();
+    let counts = proxy.counts();
+    ((counts.calls(), counts.frames_of(MULTI)), done)
+}
+
 #[tokio::test]
 async fn a_free_lock_takes_one_write_and_its_end_another() {
     let Some(server) = common::zookeeper().await else { return };
@@ -92,13 +103,70 @@ async fn a_free_lock_takes_one_write_and_its_end_another() {
     // The directory of the locks, and their session.
     store.put("locks/other", "1").await.unwrap();
     store.lock("locks/a").await.unwrap().unlock().await.unwrap();
+    for _ in 0..3 {
+        let (locked, guard) = cost(&proxy, store.lock("locks/a")).await;
+        assert_eq!(locked, (1, 1));
+        // Behind the write, in one round trip with it, goes a look whether the directory is empty now.
+        assert_eq!(cost(&proxy, guard.unlock()).await.0, (2, 1));
+    }
+    let guard = store.lock("at-the-top").await.unwrap();
+    assert_eq!(cost(&proxy, guard.unlock()).await.0, (1, 1), "there is no directory");
+}
+
+/// Whether others are in line is guessed at from the last time.
+#[tokio::test]
+async fn a_wanted_lock_takes_one_write_and_its_end_another() {
+    let Some(server) = common::zookeeper().await else { return };
+    let (proxy, client) = (server.proxy(), Client::connect(&server.address().to_string()).await.unwrap());
+    let name = namespace("wanted");
+    let store = Store::connect(&proxy.url(&name)).await.unwrap();
+    let other = Store::connect(&server.url(&name)).await.unwrap();
+    // Looks and writes. One who holds a lock for long enough asks for other things as well.
+    let costs = || (proxy.counts().frames_of(LOOK), proxy.counts().frames_of(MULTI));
+    let unlock = async |guard: LockGuard| {
+        proxy.reset_counts();
+        guard.unlock().await.unwrap();
+        costs()
+    };
+    for (guess, released) in [("wrong", (1, 2)), ("right", (1, 1)), ("right", (1, 1))] {
+        let guard = store.lock("lock").await.unwrap();
+        let waiting = wait_for(&other, LockOptions::default());
+        until_in_line(&client, &format!("/{name}/lock"), 4).await;
+        assert_eq!(unlock(guard).await, released, "{guess}");
+        due(waiting).await.unwrap().unwrap().unlock().await.unwrap();
+    }
+    assert_eq!(unlock(store.lock("lock").await.unwrap()).await, (1, 1), "a look in vain");
+    assert_eq!(unlock(store.lock("lock").await.unwrap()).await, (0, 1));
+    let guard = other.lock("lock").await.unwrap();
+    assert!(matches!(store.try_lock("lock").await, Err(Error::LockHeld { .. })));
     proxy.reset_counts();
-    let guard = store.lock("locks/a").await.unwrap();
-    assert_eq!(proxy.counts().calls(), 1, "{:?}", proxy.counts());
+    assert!(matches!(store.try_lock("lock").await, Err(Error::LockHeld { .. })));
+    assert_eq!(costs(), (1, 0), "what is taken is only looked at");
     guard.unlock().await.unwrap();
-    let counts = proxy.counts();
-    // Two of the release's requests look, both in front of its write.
-    assert_eq!((counts.calls(), counts.frames_of(MULTI)), (4, 2), "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_lock_that_has_a_znode_takes_one_write() {
+    let Some(server) = common::zookeeper().await else { return };
+    let proxy = server.proxy();
+    let store = Store::connect(&proxy.url(&namespace("znode"))).await.unwrap();
+    store.put("lock/beneath", "1").await.unwrap();
+    store.lock("lock").await.unwrap().unlock().await.unwrap();
+    for number in 0..3 {
+        // Numbers go on with whatever is made beneath the lock, and are not taken back.
+        store.put(&format!("lock/{number}"), "1").await.unwrap();
+        store.delete("lock/beneath").await.unwrap();
+        store.put("lock/beneath", "1").await.unwrap();
+        let (locked, guard) = cost(&proxy, store.lock_with("lock", valued("held"))).await;
+        assert_eq!(locked, (3, 1), "a look, which is two requests sent together, and the contender with its value");
+        assert_eq!(cost(&proxy, guard.unlock()).await.0, (3, 1), "a look, a write, and a look sent with it");
+        let guard = store.lock_with("lock", valued("held")).await.unwrap();
+        assert_eq!(store.get("lock").await.unwrap().value, "held");
+        guard.publish("changed").await.unwrap();
+        assert_eq!(store.get("lock").await.unwrap().value, "changed");
+        guard.unlock().await.unwrap();
+        assert!(!store.exists("lock").await.unwrap());
+    }
 }
 
 #[tokio::test]
@@ -184,13 +252,115 @@ async fn a_release_wakes_the_next_in_line_and_nobody_else() {
         guard = due(&mut next.lock).await.unwrap().unwrap();
         assert!(guard.token() > token);
         let woken = next.proxy.counts();
-        assert!(woken.calls() <= 4, "one look at the line, then the value: {woken:?}");
+        assert_eq!((woken.calls(), woken.frames_of(MULTI)), (3, 0), "one look, in one round trip: {woken:?}");
         for waiter in &waiting {
             assert_eq!(waiter.proxy.counts().calls(), 0, "{:?}", waiter.proxy.counts());
             assert!(!waiter.lock.is_finished());
         }
         served.push(next);
     }
+    guard.unlock().await.unwrap();
+}
+
+/// Also where the one who has it published after the next had got in line.
+#[tokio::test]
+async fn who_gets_a_lock_has_published_before_it_knows() {
+    let Some(server) = common::zookeeper().await else { return };
+    let (store, client, path) = beside(server, "publish").await;
+    let name = path.split('/').nth(1).unwrap();
+    let proxy = server.proxy();
+    let (other, third) =
+        (Store::connect(&proxy.url(name)).await.unwrap(), Store::connect(&server.url(name)).await.unwrap());
+    let mut events = third.watch("lock").await.unwrap();
+    let mut leaders = third.observe_leader("lock").await.unwrap();
+    let guard = store.lock_with("lock", valued("first")).await.unwrap();
+    let token = guard.token();
+    let waiting = wait_for(&other, valued("second"));
+    until_in_line(&client, &path, 4).await;
+    guard.publish("first, still").await.unwrap();
+    let before = third.get("lock").await.unwrap();
+    assert_eq!(before.value, "first, still");
+    // The next doesn't hear of it.
+    proxy.blackhole();
+    guard.unlock().await.unwrap();
+    let after = third.get("lock").await.unwrap();
+    assert_eq!(after.value, "second");
+    assert!(after.version.index() > before.version.index(), "{:?} after {:?}", after.version, before.version);
+    let listed = third.list("").await.unwrap();
+    assert_eq!(listed, std::slice::from_ref(&after));
+    let mut told = async || loop {
+        match due(events.next()).await.unwrap() {
+            WatchEvent::Put(pair) if pair.value == "second" => break pair,
+            _ => {}
+        }
+    };
+    assert_eq!(told().await, after);
+    let leader = loop {
+        match due(leaders.next()).await.unwrap() {
+            LeaderEvent::Elected(leader) if leader.value == "second" => break leader,
+            _ => {}
+        }
+    };
+    assert!(leader.term > token);
+    proxy.restore();
+    let guard = due(waiting).await.unwrap().unwrap();
+    assert_eq!(guard.token(), leader.term);
+    assert_eq!(third.get("lock").await.unwrap(), after, "written once");
+    assert!(matches!(third.atomic_put("lock", "x", before.version).await, Err(Error::KeyModified { .. })));
+    third.atomic_delete("lock", after.version).await.unwrap();
+    assert!(!third.exists("lock").await.unwrap());
+    guard.unlock().await.unwrap();
+}
+
+/// Nobody has published for one whose predecessor just went.
+#[tokio::test]
+async fn who_follows_one_that_died_publishes_itself() {
+    let Some(server) = common::zookeeper().await else { return };
+    let (store, client, path) = beside(server, "died").await;
+    let other = Store::connect(&server.url(path.split('/').nth(1).unwrap())).await.unwrap();
+    let guard = store.lock_with("lock", valued("first")).await.unwrap();
+    let waiting = wait_for(&other, valued("second"));
+    let names = until_in_line(&client, &path, 4).await;
+    guard.publish("first, still").await.unwrap();
+    let before = other.get("lock").await.unwrap();
+    let mut gone = client.new_multi_writer();
+    names[..2].iter().for_each(|name| gone.add_delete(&format!("{path}/{name}"), None).unwrap());
+    gone.commit().await.unwrap();
+    let next = due(waiting).await.unwrap().unwrap();
+    let after = other.get("lock").await.unwrap();
+    assert!(after.value == "second" && after.version.index() > before.version.index(), "{after:?} after {before:?}");
+    next.unlock().await.unwrap();
+}
+
+/// What the contender was made with is the value of one who has given up.
+#[tokio::test]
+async fn nothing_is_published_for_who_gave_up() {
+    let Some(server) = common::zookeeper().await else { return };
+    let (store, client, path) = beside(server, "gave-up").await;
+    let name = path.split('/').nth(1).unwrap();
+    let proxy = server.proxy();
+    let (other, third) =
+        (Store::connect(&proxy.url(name)).await.unwrap(), Store::connect(&server.url(name)).await.unwrap());
+    let guard = store.lock_with("lock", valued("holder")).await.unwrap();
+    let impatient = wait_for(&other, valued("impatient"));
+    let names = until_in_line(&client, &path, 4).await;
+    let patient = wait_for(&other, valued("patient"));
+    sleep(A_WHILE).await;
+    impatient.abort();
+    let contender = format!("{path}/{}", names[2]);
+    due(async {
+        while client.get_data(&contender).await.unwrap().0 != b"patient" {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(third.get("lock").await.unwrap().value, "holder");
+    proxy.blackhole();
+    guard.unlock().await.unwrap();
+    assert_eq!(third.get("lock").await.unwrap().value, "patient");
+    proxy.restore();
+    let guard = due(patient).await.unwrap().unwrap();
+    assert_eq!(third.get("lock").await.unwrap().value, "patient");
     guard.unlock().await.unwrap();
 }
 

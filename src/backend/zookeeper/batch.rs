@@ -1,6 +1,8 @@
 //! A multi: several changes that ZooKeeper applies all or none.
 
 use super::contender;
+use super::node::{self, ANY_VERSION};
+use super::published::Published;
 use super::session::Session;
 use zookeeper_client::{CreateMode, Error as Failure, MultiWriteResult, MultiWriter, Stat};
 
@@ -77,12 +79,34 @@ impl<'s> Batch<'s> {
         self.set(path, data, i32::from(before == 1));
     }
 
-    /// Writes to a contender. Who watches the lock watches its znode, and hears if children of that come and go.
-    pub(super) fn publish(&mut self, path: &str, data: &[u8], version: i32) {
-        let nudge = contender::nudge_beside(path);
+    /// Publishes this value for the contender of ours that has these twins. It ends with the set of the first.
+    pub(super) fn publish(&mut self, [first, second]: &[String; 2], data: &[u8]) {
+        self.announce(second);
+        self.change(first, data);
+    }
+
+    /// Gives a contender of ours this value, by the first of its twins, published or not.
+    pub(super) fn change(&mut self, first: &str, data: &[u8]) {
+        self.nudge(first);
+        self.set(first, data, ANY_VERSION);
+    }
+
+    /// Publishes what a contender of ours has as its value, by the second of its twins.
+    pub(super) fn announce(&mut self, second: &str) {
+        self.set(second, &[], ANY_VERSION);
+    }
+
+    /// Takes away what the holder of a lock published.
+    pub(super) fn unpublish(&mut self, published: &Published) {
+        self.nudge(&published.path);
+        self.set(&published.path, node::MARKER, published.stat.version);
+    }
+
+    /// Who watches a lock watches its znode, and hears if children of that come and go, but not if a contender is written to.
+    fn nudge(&mut self, contender: &str) {
+        let nudge = contender::nudge_beside(contender);
         self.create(&nudge, CreateMode::Ephemeral);
         self.delete(&nudge, 0);
-        self.set(path, data, version);
     }
 
     fn added(&mut self, added: Result<(), Failure>, bytes: usize) {

@@ -1,7 +1,6 @@
 //! Opening sessions.
 
 use super::ZooKeeper;
-use super::doubt::Doubts;
 use super::errors;
 use super::grant::Grants;
 use super::path::Paths;
@@ -128,7 +127,7 @@ impl Ensemble {
         let client = client.map_err(|failure| errors::of_connect(&servers, failure))?;
         let paths = Paths::new(self.config.namespace.clone());
         let acls = if self.config.credentials.is_some() { Acls::creator_all() } else { Acls::anyone_all() };
-        Ok(Session { client, paths, acls, servers, doubts: Doubts::new() })
+        Ok(Session::new(client, paths, acls, servers))
     }
 
     async fn client(&self, servers: &str, timeout: Duration, pace: Pace) -> Result<Client, zookeeper_client::Error> {

@@ -11,8 +11,8 @@
 //! other, but each sees one of our twins, which are made, and deleted, at one moment: so we exclude all of them, and they us.
 //! The first twin carries the value; a guid of 32 digits where Curator has dashes says that the second is not Curator's.
 //!
-//! A foreign holder's value is its znode's data, whatever its program puts there. A contender of ours has published its
-//! value when its znode was written after it was made; one that is first and hasn't is about to.
+//! A foreign holder's value is its znode's data, whatever its program puts there. That of a contender of ours is published when
+//! the second twin was written after it was made; one that is first and hasn't is about to.
 
 /// How other kinds of locks call their contenders.
 const KAZOO: &str = "__lock__";
@@ -112,7 +112,7 @@ pub(super) fn twin_prefixes(nonce: &str) -> [String; 2] {
 }
 
 /// The names of our twins with these numbers.
-fn twins(guid: &str, number: i64) -> [String; 2] {
+pub(super) fn twins(guid: &str, number: i64) -> [String; 2] {
     let [first, second] = twin_prefixes(guid);
     [format!("{first}{number:0DIGITS$}"), format!("{second}{:0DIGITS$}", number + 1)]
 }
@@ -160,9 +160,21 @@ impl<'n> Line<'n> {
         self.0.iter().rev().find(|other| other.number < contender.number).copied()
     }
 
+    /// The other of a pair that a store made.
+    pub(super) fn twin_of(&self, contender: &Contender<'_>) -> Option<Contender<'n>> {
+        self.0.iter().find(|other| other.is_twin_of(contender)).copied()
+    }
+
     /// Whether a store made it.
     pub(super) fn is_ours(&self, contender: &Contender<'_>) -> bool {
-        self.0.iter().any(|other| other.is_twin_of(contender))
+        self.twin_of(contender).is_some()
+    }
+
+    /// The second twin of whoever is next, if that is one of ours, and ours of this name holds the lock.
+    pub(super) fn heir_of(&self, holder: &str) -> Option<Contender<'n>> {
+        let [first, second, next, ..] = &self.0[..] else { return None };
+        let holds = first.name == holder && first.is_twin_of(second);
+        self.twin_of(next).filter(|_| holds)
     }
 
     /// Whether another program has a contender here.
@@ -243,6 +255,22 @@ mod tests {
         assert!(line.is_ours(&own) && !line.is_ours(&line.first().unwrap()) && line.has_foreign());
         assert_eq!(line.ahead_of(&line.first().unwrap()), None);
         assert_eq!(with_twin(own.name), Some([names[3].clone(), names[2].clone()]));
+    }
+
+    #[test]
+    fn who_holds_a_lock_and_no_other_has_an_heir() {
+        let [first, second] = first_twins(NONCE);
+        let next = twins(&"f".repeat(GUID), 2);
+        let foreign = format!("_c_{DASHED}-lock-0000000004");
+        let mut names = vec![foreign, next[1].clone(), second, next[0].clone(), first];
+        assert_eq!(Line::of(&names).heir_of(&names[4]).unwrap().name, next[1]);
+        assert_eq!(Line::of(&names).heir_of(&next[0]), None, "it only waits, or its heir is foreign");
+        names.retain(|name| *name != next[0]);
+        assert_eq!(Line::of(&names).heir_of(&names[3]), None, "half of a pair");
+        names.retain(|name| *name != next[1]);
+        assert_eq!(Line::of(&names).heir_of(&names[2]), None, "a foreign one shows its value anyway");
+        assert_eq!(Line::of(&names[1..]).heir_of(&names[2]), None, "nobody is next");
+        assert_eq!(Line::of(&names[2..]).heir_of(&names[2]), None, "half of a pair holds nothing");
     }
 
     #[test]

@@ -8,6 +8,10 @@
 //! the same round trip the line is read. Who isn't first watches whoever is just ahead, as a directory: an ephemeral znode
 //! can have nothing in it, so that the watch tells of its end alone, and a release wakes one.
 //!
+//! A release is one multi as well. Where nobody else was in line the last time it takes all of it away, which fails if somebody
+//! is now; otherwise it is known by a look who is next, and the multi publishes for that one: see [`published`](super::published).
+//! The next looks once, and writes only if its value isn't published: whoever was ahead died, gave up, or was no store.
+//!
 //! A lock's znode that a store made goes with the last of its line. What another program made stays, and what it has been
 //! seen in line for: a `Lock` of kazoo makes sure of the lock's znode only when it is used first, and fails with `NoNodeError` when
 //! it is gone later. It can still happen to one that only ever tried, without waiting, while one of ours had the lock: what

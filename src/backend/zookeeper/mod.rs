@@ -4,7 +4,8 @@
 //! - `path` and `node`: how a key becomes a znode, and which znodes are keys.
 //! - `session`: the steps that calls are made of; `batch`: several of them at one moment.
 //! - `key`, `walk` and `tree`, `lease`, `txn`: the calls.
-//! - `lock` and `contest`: locks; `grant`: the sessions that they hang on; `contender` and `published`: what is in a lock's znode.
+//! - `lock` and `contest`: locks; `grant`: the sessions that they hang on; `contender` and `published`: what is in a lock's znode;
+//!   `hunch`: what to expect of it.
 //! - `watch`: following a target; `inbox`: what was heard of it; `hub` and `arm`: what the server is asked to tell.
 //! - `doubt`: what becomes of leased writes whose answer was lost.
 //! - `errors`: what failures mean.
@@ -18,6 +19,7 @@ mod doubt;
 mod errors;
 mod grant;
 mod hub;
+mod hunch;
 mod inbox;
 mod key;
 mod lease;

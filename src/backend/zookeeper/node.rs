@@ -24,6 +24,9 @@ pub(super) const MARKER: &[u8] = b"\0kvactor: no key here, only the keys beneath
 /// is stored like this, as one that starts with the marker gets another.
 pub(super) const SHARED: &[u8] = b"\0kvactor: no key here, only the keys beneath\0shared\0";
 
+/// What a znode's version is where it may have any.
+pub(super) const ANY_VERSION: i32 = -1;
+
 /// A znode as a store sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Node {

@@ -4,6 +4,12 @@
 //! that contender's znode. So it goes when the holder goes, whatever way that is. It takes requests of its own to look for, so
 //! calls do that only where a znode is vacant and has children.
 //!
+//! A contender of ours has its value from the moment it is made, in the first of its twins; that the second was written to
+//! since publishes it. So whoever gives a lock back publishes for the next in line, without knowing what, in the multi that
+//! takes its own contender away: the next finds its value published, and needs no write of its own. The version's index is
+//! the zxid of the later of the two writes, so that versions grow from holder to holder, also where the one before has
+//! published after the next had got in line.
+//!
 //! What others do to such a key, a `put` for one, is about the znode of the lock: from then on that has a value of its own, which
 //! hides what holders publish. They stay holders; those who come later find the key in use. A `delete` takes away what the
 //! holder published, and leaves it the lock.
@@ -16,6 +22,7 @@ use crate::error::Result;
 use crate::key::Key;
 use crate::types::{KvPair, Version};
 use bytes::Bytes;
+use futures_util::future::OptionFuture;
 use zookeeper_client::{Error as Failure, Stat};
 
 /// What the holder of a lock published.
@@ -23,6 +30,7 @@ use zookeeper_client::{Error as Failure, Stat};
 pub(super) struct Published {
     /// The holder's znode.
     pub(super) path: String,
+    /// The znode's, with the moment of the publication as that of its last change.
     pub(super) stat: Stat,
     pub(super) value: Bytes,
 }
@@ -83,31 +91,30 @@ impl Session {
     async fn first_of(&self, path: &str, names: &[String]) -> Result<First> {
         let line = Line::of(names);
         let Some(first) = line.first() else { return Ok(First::Nothing) };
-        let path = format!("{path}/{}", first.name);
-        let (data, stat) = match self.client.get_data(&path).await {
-            Ok(read) => read,
-            Err(Failure::NoNode) => return Ok(First::Gone),
-            Err(failure) => return Err(self.read_error(failure)),
-        };
-        let silent = (line.is_ours(&first) && stat.version == 0) || data == node::MARKER;
-        Ok(if silent { First::Nothing } else { First::Published(Published { path, stat, value: data.into() }) })
+        let (holder, twin) = (format!("{path}/{}", first.name), line.twin_of(&first));
+        // In this order: whatever value is read is published by then, and its znode has the moment if that was after the look.
+        let twin = twin.map(|twin| self.client.check_stat(&format!("{path}/{}", twin.name)));
+        let data = self.client.get_data(&holder);
+        let (twin, data) = tokio::join!(OptionFuture::from(twin), data);
+        let Some((data, mut stat)) = self.unless_gone(data)? else { return Ok(First::Gone) };
+        if let Some(twin) = twin {
+            let twin = twin.map_err(|failure| self.read_error(failure))?;
+            let Some(twin) = twin else { return Ok(First::Gone) };
+            if twin.version == 0 {
+                return Ok(First::Nothing);
+            }
+            stat.mzxid = stat.mzxid.max(twin.mzxid);
+        }
+        if data == node::MARKER {
+            return Ok(First::Nothing);
+        }
+        Ok(First::Published(Published { path: holder, stat, value: data.into() }))
     }
 
     /// Takes away what is published. `false`: that has changed since.
     pub(super) async fn unpublish(&self, published: &Published) -> Result<bool> {
-        let Published { path, stat, .. } = published;
-        let written = self.send_publication(path, node::MARKER, stat.version).await;
-        Ok(self.settled(written)?.is_some())
-    }
-
-    pub(super) fn send_publication(
-        &self,
-        path: &str,
-        data: &[u8],
-        version: i32,
-    ) -> impl Future<Output = Result<Stat, Failure>> {
         let mut batch = Batch::new(self);
-        batch.publish(path, data, version);
-        batch.send_for_stat()
+        batch.unpublish(published);
+        Ok(self.settled(batch.send().await)?.is_some())
     }
 }

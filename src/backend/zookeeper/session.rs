@@ -7,6 +7,7 @@
 use super::batch::{Batch, is_conflict};
 use super::doubt::Doubts;
 use super::errors;
+use super::hunch::Hunch;
 use super::node::{self, Node};
 use super::path::{self, Paths};
 use crate::error::{Error, Result};
@@ -25,6 +26,17 @@ pub(super) struct Session {
     /// The servers' names, for people.
     pub(super) servers: String,
     pub(super) doubts: Doubts,
+    /// The locks that are likely to have a znode already.
+    pub(super) taken: Hunch,
+    /// The locks for which others are likely to be in line when they are given back.
+    pub(super) wanted: Hunch,
+}
+
+impl Session {
+    pub(super) fn new(client: Client, paths: Paths, acls: Acls<'static>, servers: String) -> Self {
+        let (doubts, taken, wanted) = (Doubts::new(), Hunch::default(), Hunch::default());
+        Session { client, paths, acls, servers, doubts, taken, wanted }
+    }
 }
 
 impl Session {

@@ -1,6 +1,7 @@
 //! The calls on a directory: listing, and deleting a tree.
 
 use super::batch::{Batch, is_conflict};
+use super::node::ANY_VERSION;
 use super::session::Session;
 use super::walk::{Found, Quest};
 use crate::error::{Error, Result};
@@ -11,9 +12,6 @@ use zookeeper_client::{Error as Failure, Stat};
 
 /// How many znodes one multi deletes at most: so many that even the longest paths fit into a packet.
 const BATCH_SIZE: usize = 256;
-
-/// What a znode's version is where it may have any.
-const ANY_VERSION: i32 = -1;
 
 /// A directory's own znode.
 struct Top {

@@ -7,7 +7,7 @@
 
 use super::batch::{self, Batch, is_conflict};
 use super::errors;
-use super::node::{self, Node};
+use super::node::{self, ANY_VERSION, Node};
 use super::path;
 use super::published::Published;
 use super::session::{ATTEMPTS, Session};
@@ -16,9 +16,6 @@ use crate::types::{Check, Condition, Consistency, Operation, OperationResult, Tx
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use zookeeper_client::{CreateMode, Error as Failure, Stat};
-
-/// What a check expects of a znode that need only be there.
-const ANY_VERSION: i32 = -1;
 
 /// What a transaction does to a key.
 enum Change<'t> {
@@ -288,9 +285,7 @@ impl<'p> Plan<'p> {
         for (path, change) in self.parts.iter().rev() {
             match (change, self.view.node(path), self.view.published.get(path)) {
                 (Change::Delete, Node::Key(stat), _) => self.delete(session, path, &stat),
-                (Change::Delete, _, Some(published)) => {
-                    self.batch.publish(&published.path, node::MARKER, published.stat.version);
-                }
+                (Change::Delete, _, Some(published)) => self.batch.unpublish(published),
                 _ => {}
             }
         }
