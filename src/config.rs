@@ -251,7 +251,11 @@ impl Config {
             return Err(Error::invalid_config("URL fragment", "a store URL has none; write `#` in a path as %23"));
         }
         let mut config = match scheme.backend {
-            BackendKind::Local => Config::local(rest)?,
+            BackendKind::Local => {
+                // A path may have an `@`; what follows has none.
+                check_credentials("", query)?;
+                Config::local(rest)?
+            }
             BackendKind::Memory => {
                 check_credentials(rest, query)?;
                 Config::memory(rest)?
@@ -549,6 +553,8 @@ mod tests {
             ("local://relative/path", "path of the URL"),
             ("local:///dir/", "path of the URL"),
             ("memory://", "host of the URL"),
+            ("local://me:secret@h/f", "path of the URL"),
+            ("local:///f?:secret@h", "`@` behind the hosts of the URL"),
             ("memory://me:secret@name", "credentials in the URL"),
             ("me:secret@etcd://h", "URL scheme"),
         ] {
@@ -667,6 +673,8 @@ mod tests {
             (before, behind) in (pieces(), pieces()),
             rest in prop_oneof![pieces(), "h:[a-z0-9]{0,6}(/[a.]{0,3})?(\\?[a-z_]{0,6}=?.{0,3})?"],
         ) {
+            // That would be the path of a file.
+            prop_assume!(scheme != "local" || !user.starts_with('/'));
             let url = format!("{scheme}://{user}:{before}s3cr3t{behind}@{rest}");
             let said = match Config::from_url(&url) {
                 Ok(config) => format!("{config:?} {:?}", config.endpoints),
