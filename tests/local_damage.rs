@@ -245,8 +245,8 @@ fn undamaged_images_are_right() {
 fn no_byte_of_the_header_matters_unnoticed() {
     let runtime = runtime();
     let bytes = IMAGES.bytes.last().unwrap();
-    for at in 0..320 {
-        let damage = Damage::Header { at, to: bytes[at] ^ (1 << (at % 8)) };
+    for (at, byte) in bytes.iter().enumerate().take(320) {
+        let damage = Damage::Header { at, to: byte ^ (1 << (at % 8)) };
         runtime.block_on(check(IMAGES.bytes.len() - 1, &[damage]));
     }
 }
@@ -268,4 +268,40 @@ async fn a_file_that_is_cut_short_is_an_error() {
             }
         }
     }
+}
+
+/// What can't be opened as a file is named, and left as it is.
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_no_file_for_us_is_an_error_by_name() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    silence_the_writers_panics();
+    let folder = folder();
+    let (round, closed, only_read) =
+        (folder.path().join("round"), folder.path().join("closed.redb"), folder.path().join("only_read.redb"));
+    symlink(&round, &round).unwrap();
+    for (file, mode) in [(&closed, 0o000), (&only_read, 0o444)] {
+        std::fs::write(file, &IMAGES.bytes[6]).unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let devices = ["/dev/null", "/dev/full", "/dev/zero"].map(Path::new);
+    let always = [folder.path(), &round].into_iter().chain(devices);
+    // Whoever may do anything may open these two.
+    let is_root = std::fs::OpenOptions::new().write(true).open(&closed).is_ok();
+    for file in always.chain([closed.as_path(), only_read.as_path()].into_iter().filter(|_| !is_root)) {
+        let Err(error) = open(file).await else { panic!("{} is a store", file.display()) };
+        let is_named = error.to_string().contains(&file.display().to_string());
+        assert!(is_named && matches!(error, Error::InvalidConfig { .. } | Error::Backend { .. }), "{error:?}");
+    }
+    assert!(std::fs::read(&only_read).unwrap() == IMAGES.bytes[6]);
+}
+
+/// Nothing was ever written to it: a process died before it could, or somebody made it in advance.
+#[tokio::test]
+async fn an_empty_file_is_a_new_store() {
+    let folder = folder();
+    let file = folder.path().join("store.redb");
+    std::fs::write(&file, b"").unwrap();
+    assert_eq!(state(&file).await.unwrap(), []);
+    write_on(&file).await;
 }
