@@ -7,7 +7,6 @@ mod common;
 
 use common::told::Told;
 use common::{Cluster, Kind, on_servers};
-use futures_util::future::join_all;
 use kvactor::{Error, Store, TreeStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -192,7 +191,7 @@ async fn etcd_puts_that_died_with_the_leader_end_when_there_is_another_one() {
     store.put("k", "before").await.unwrap();
     cluster.nodes()[leader].kill();
     let begun = Instant::now();
-    let orphans = join_all((0..100).map(|put| store.put(format!("k{put}"), "v"))).await;
+    let orphans = futures_util::future::join_all((0..100).map(|put| store.put(format!("k{put}"), "v"))).await;
     let took = begun.elapsed();
     println!(
         "{} of 100 puts ended well, all of them within {took:?}",

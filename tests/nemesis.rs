@@ -7,6 +7,9 @@
 //! KVACTOR_NEMESIS_RUNS=60 KVACTOR_NEMESIS_REPORT=docs/reliability.md cargo test --all-features --test nemesis
 //! ```
 
+#![cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper", feature = "local", feature = "memory"))]
+#![cfg_attr(not(any(feature = "consul", feature = "etcd", feature = "zookeeper")), allow(dead_code, unused_imports))]
+#![cfg_attr(not(any(feature = "local", feature = "memory")), allow(dead_code, unused_imports))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod chaos;

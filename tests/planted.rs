@@ -1,5 +1,6 @@
 //! The checks of tests/chaos find bugs: each of these drivers has one, and is caught.
 
+#![cfg(feature = "memory")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod chaos;

@@ -5,6 +5,7 @@
 //! KVACTOR_SOAK=2h KVACTOR_SOAK_SEED=5 cargo test --all-features --test soak -- --nocapture
 //! ```
 
+#![cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod chaos;

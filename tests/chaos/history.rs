@@ -31,7 +31,8 @@ pub struct Record {
 pub enum Reads {
     /// Each tells of every write that was answered before it.
     Linearizable,
-    /// They may tell of an earlier time, but to one client never of an earlier one than before.
+    /// They may tell of an earlier time, but to one client never of an earlier one than before. And where a key is deleted while a
+    /// write on a version of it is on its way, that write may hit what was made in the key's place.
     Monotonic,
 }
 
@@ -75,6 +76,7 @@ fn check_group(group: usize, records: &[Record], reads: Reads) -> Result<(), Str
         Reads::Linearizable => is_linearizable(records),
         Reads::Monotonic => {
             let writes: Vec<Record> = records.iter().filter(|record| record.call.is_write()).cloned().collect();
+            let writes: Vec<Record> = writes.iter().map(|write| with_window(write, &writes)).collect();
             is_linearizable(&writes) && reads_go_forward(records)
         }
     };
@@ -109,6 +111,25 @@ fn explained(records: &[&Record]) -> bool {
     actions.sort_by_key(|(at, _)| *at);
     let actions = actions.into_iter().map(|(_, action)| action).collect();
     WGLChecker::<Keys>::is_linearizable(todc_utils::History::from_actions(actions))
+}
+
+/// The write, for which any incarnation of a key will do that somebody deleted meanwhile.
+fn with_window(write: &Record, writes: &[Record]) -> Record {
+    use super::model::{Check, Outcome};
+    let mut write = write.clone();
+    let (called, answered) = (write.called, write.answered.unwrap_or(Duration::MAX));
+    let meanwhile = |other: &&Record| other.called <= answered && other.answered.is_none_or(|at| called <= at);
+    let deletes =
+        |key| move |other: &Record| matches!(&other.call, Call::Write { sets, .. } if sets.contains(&(key, None)));
+    if let Call::Write { checks, outcome: Outcome::Made, .. } = &mut write.call {
+        for (key, check) in checks {
+            let is_deleted = writes.iter().filter(meanwhile).any(deletes(*key));
+            if matches!(check, Check::Is(Some(_))) && is_deleted {
+                *check = Check::Exists;
+            }
+        }
+    }
+    write
 }
 
 /// The values that somebody read, or found to be there by a check.
@@ -238,6 +259,18 @@ mod tests {
         let lost = record(0, 2, None, write(vec![], 2, Outcome::Unknown));
         assert!(check(&[record(0, 0, 1, put(1)), lost, refused.clone()], Reads::Linearizable));
         assert!(!check(&[record(0, 0, 1, put(1)), refused], Reads::Linearizable));
+    }
+
+    #[test]
+    fn a_swap_hits_another_incarnation_only_while_the_key_is_deleted() {
+        let swap = write(vec![(0, Check::Is(Some(1)))], 3, Outcome::Made);
+        let history = |deleted| {
+            let delete = record(2, 2, deleted, write(vec![(0, Check::Exists)], None, Outcome::Made));
+            let again = record(2, deleted, deleted + 1, put(2));
+            [record(0, 0, 1, put(1)), delete, again, record(1, 5, 9, swap.clone()), record(1, 10, 11, read(3))]
+        };
+        assert!(check(&history(6), Reads::Monotonic) && !check(&history(6), Reads::Linearizable));
+        assert!(!check(&history(3), Reads::Monotonic));
     }
 
     #[test]
