@@ -5,10 +5,14 @@ use crate::common::{Cluster, Kind, Server, http};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
+/// The thread of timers that ZooKeeper's client begins once in a process, for all sessions that there will ever be.
+const ONCE_FOR_ALL: &str = "async-io";
+
 /// What is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footprint {
-    pub threads: usize,
+    /// The names of this process's threads.
+    pub threads: Vec<String>,
     /// Sockets of this process, the proxies' included.
     pub sockets: usize,
     /// Connections through the proxies.
@@ -27,7 +31,11 @@ impl Footprint {
             sessions += sessions_of(node).await;
         }
         let connections = (0..cluster.nodes().len()).map(|node| cluster.proxy(node).counts().open).sum();
-        let threads = std::fs::read_dir("/proc/self/task").expect("Linux").count();
+        let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        let names = names.map(|name| name.trim_end().to_owned());
+        let mut threads: Vec<String> = names.filter(|name| name != ONCE_FOR_ALL).collect();
+        threads.sort_unstable();
         let fds = std::fs::read_dir("/proc/self/fd").expect("Linux");
         // One may be closed while it is looked at.
         let links = fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
@@ -37,7 +45,7 @@ impl Footprint {
 
     /// Whether nothing of this is more than in `base`.
     fn within(&self, base: &Footprint) -> bool {
-        self.threads <= base.threads
+        self.threads.len() <= base.threads.len()
             && self.sockets <= base.sockets
             && self.connections <= base.connections
             && self.watches <= base.watches
