@@ -66,6 +66,7 @@ type Answer = Result<Result<Done, Refused>>;
 enum Submitted {
     Done(Answer),
     /// The answer comes; without a word where nobody knows what became of the command.
+    #[cfg_attr(not(feature = "local"), expect(dead_code, reason = "memory answers at once"))]
     Waits(oneshot::Receiver<Answer>),
 }
 
