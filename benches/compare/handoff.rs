@@ -3,7 +3,7 @@
 //! The two are threads with a connection each, as two applications would be. For `local` and `memory` they share the store.
 
 use crate::client::{Client, Peer, Result, Runtime};
-use crate::report::Figures;
+use crate::figures::Figures;
 use hdrhistogram::Histogram;
 use std::thread;
 use std::time::{Duration, Instant};

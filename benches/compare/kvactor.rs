@@ -1,11 +1,16 @@
 //! Ours.
 
+use crate::calls::{Calls, Freshness};
 use crate::client::{self, HOLDER, Result};
 use crate::failover;
-use crate::site::Site;
-use ::kvactor::{Error, LockGuard, LockOptions, Store, WatchEvent, WatchStream};
+use crate::site::Place;
+use ::kvactor::{
+    Consistency, Error, LockGuard, LockOptions, Operation, Store, TxnOutcome, Version, WatchEvent, WatchStream,
+};
 use bytes::Bytes;
-use std::net::SocketAddr;
+use futures_util::future::ready;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::time::Duration;
 use tokio::sync::OnceCell;
 
 /// One run's store.
@@ -16,23 +21,19 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn at(site: &Site) -> Self {
-        let url = match site {
-            Site::Server(server) => server.url("kvactor"),
-            Site::Folder(folder) => format!("local://{}/store.redb", folder.path().display()),
-            Site::Cluster(cluster) => cluster.direct_url("kvactor"),
-            Site::Memory => "memory://compare".to_owned(),
+    pub(crate) fn at(place: &Place) -> Self {
+        let url = match place {
+            Place::Server { scheme, address } => format!("{scheme}://{address}/kvactor"),
+            Place::Folder(folder) => format!("local://{}/store.redb", folder.display()),
+            Place::Memory => "memory://compare".to_owned(),
         };
-        let is_embedded = !matches!(site, Site::Server(_) | Site::Cluster(_));
+        let is_embedded = !matches!(place, Place::Server { .. });
         Peer { url, embedded: is_embedded.then(OnceCell::new) }
     }
-}
 
-impl Peer {
     /// One of several servers.
-    pub(crate) fn among(scheme: &str, hosts: &[SocketAddr]) -> Self {
-        let hosts = hosts.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
-        let timeout = failover::ATTEMPT.as_millis();
+    pub(crate) fn among(scheme: &str, hosts: &[String]) -> Self {
+        let (hosts, timeout) = (hosts.join(","), failover::ATTEMPT.as_millis());
         Peer { url: format!("{scheme}://{hosts}/kvactor?request_timeout={timeout}ms"), embedded: None }
     }
 }
@@ -85,5 +86,72 @@ impl client::Watch for WatchStream {
             Some(WatchEvent::Put(pair)) => Ok(pair.value),
             other => Err(format!("unexpected: {other:?}").into()),
         }
+    }
+}
+
+impl Calls for Store {
+    type Version = Version;
+
+    async fn get(&self, key: &str, freshness: Freshness) -> Result<usize> {
+        let consistency = match freshness {
+            Freshness::Linearizable => Consistency::Linearizable,
+            Freshness::Stale => Consistency::Stale,
+        };
+        Ok(self.get_with(key, consistency).await?.value.len())
+    }
+
+    async fn put(&self, key: &str, value: Bytes) -> Result<Version> {
+        Ok(Store::put(self, key, value).await?)
+    }
+
+    async fn atomic_put(&self, key: &str, value: Bytes, expected: &Version) -> Result<Version> {
+        Ok(Store::atomic_put(self, key, value, *expected).await?.version)
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        Ok(Store::delete(self, key).await?)
+    }
+
+    async fn list(&self, dir: &str) -> Result<usize> {
+        match self.patient().list(dir).await {
+            Ok(pairs) => Ok(pairs.len()),
+            Err(Error::KeyNotFound { .. }) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn delete_tree(&self, dir: &str) -> Result<usize> {
+        Ok(usize::try_from(self.patient().delete_tree(dir).await?)?)
+    }
+
+    async fn txn(&self, keys: &[String], value: Bytes) -> Result<()> {
+        let operation = |key| Operation::put(key, value.clone());
+        let operations = keys.iter().map(operation).collect::<Result<_, _>>()?;
+        match Store::txn(self, Vec::new(), operations).await? {
+            TxnOutcome::Committed(_) => Ok(()),
+            TxnOutcome::CheckFailed { .. } => Err("a check failed where none was made".into()),
+        }
+    }
+
+    async fn fill(&self, dir: &str, names: Vec<String>, value: Bytes) -> Result<()> {
+        let store = self.patient();
+        let put = |name| store.put(format!("{dir}/{name}"), value.clone());
+        stream::iter(names).map(put).buffer_unordered(64).try_for_each(|_| ready(Ok(()))).await?;
+        Ok(())
+    }
+
+    async fn close(self) -> Result<()> {
+        client::Client::close(self).await
+    }
+}
+
+/// Much work of many callers at once takes longer than one call usually may.
+trait Patient {
+    fn patient(&self) -> Store;
+}
+
+impl Patient for Store {
+    fn patient(&self) -> Store {
+        self.with_request_timeout(Duration::from_secs(60))
     }
 }

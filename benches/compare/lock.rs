@@ -3,7 +3,7 @@
 //! What the lock hangs on at the server, a session or a lease, is there before the first one counts.
 
 use crate::client::{Client, Peer, Result, Runtime};
-use crate::report::Figures;
+use crate::figures::Figures;
 use hdrhistogram::Histogram;
 use std::time::{Duration, Instant};
 

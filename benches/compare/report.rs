@@ -1,193 +1,405 @@
-//! What was measured: a line of JSON for each turn, and a table of the medians over all rounds for each subject.
+//! What was measured: a line of JSON for each turn, and tables of the medians over all rounds.
 
+use crate::case::{Backend, Call, Case, Peer, Subject, Task, Work};
 use crate::client::Result;
-use crate::options::Options;
-use crate::site::Backend;
-use crate::{Peer, Subject};
-use hdrhistogram::Histogram;
-use serde_json::json;
+use crate::figures::{Figures, Growth};
+use crate::linear;
+use crate::options::{Amounts, Options};
+use crate::progress::Progress;
+use crate::table::{NOTHING, Table};
+use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fmt;
 use std::fs::File;
-use std::io::Write;
-use std::time::Duration;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 
-/// Of one turn.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
-    pub(crate) samples: u64,
-    /// Puts that never arrived.
-    pub(crate) lost: u64,
-    /// How long the turn took, pauses included.
-    pub(crate) seconds: f64,
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    pub(crate) max_us: f64,
+/// A line of JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Setting(Setting),
+    Turn(Turn),
 }
 
-impl Figures {
-    /// Of latencies in nanoseconds.
-    pub(crate) fn new(latencies: &Histogram<u64>, lost: u64, took: Duration) -> Self {
-        let us = |nanoseconds: u64| nanoseconds as f64 / 1000.0;
-        Figures {
-            samples: latencies.len(),
-            lost,
-            seconds: took.as_secs_f64(),
-            p50_us: us(latencies.value_at_quantile(0.5)),
-            p99_us: us(latencies.value_at_quantile(0.99)),
-            max_us: us(latencies.max()),
-        }
-    }
+/// How all turns of a run were measured.
+#[derive(Clone, Serialize, Deserialize)]
+struct Setting {
+    amounts: Amounts,
+    cores: usize,
 }
 
-/// What is compared with what, and on what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Case {
-    pub(crate) subject: Subject,
-    pub(crate) backend: Backend,
-    pub(crate) peer: Peer,
+#[derive(Serialize, Deserialize)]
+struct Turn {
+    #[serde(flatten)]
+    case: Case,
+    round: u32,
+    #[serde(flatten)]
+    figures: Figures,
 }
 
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.subject, self.backend, self.peer)
-    }
-}
-
-/// What became of it.
+/// What became of a case.
 struct Entry {
     case: Case,
     turns: Vec<Figures>,
-    /// Why there is none, or one less.
-    remark: Option<String>,
-    failed: bool,
 }
 
 pub(crate) struct Report {
-    options: Options,
-    cores: usize,
+    setting: Setting,
     json: Option<File>,
+    progress: Progress,
     entries: Vec<Entry>,
+    /// What was skipped, and what failed.
+    remarks: Vec<String>,
+    failed: bool,
 }
 
 impl Report {
     pub(crate) fn new(options: &Options) -> Result<Self> {
         let cores = std::thread::available_parallelism()?.get();
-        let json = options.json.as_ref().map(File::create).transpose()?;
-        Ok(Report { options: options.clone(), cores, json, entries: Vec::new() })
+        let setting = Setting { amounts: options.amounts.clone(), cores };
+        let mut json = options.json.as_ref().map(File::create).transpose()?;
+        if let Some(file) = &mut json {
+            writeln!(file, "{}", serde_json::to_string(&setting)?)?;
+        }
+        let progress = Progress::new(if options.from.is_empty() { turns(options) } else { 0 });
+        Ok(Report { setting, json, progress, entries: Vec::new(), remarks: Vec::new(), failed: false })
+    }
+
+    pub(crate) fn begin(&self, case: Case, round: u32) {
+        self.progress.begin(&format!("{case}, round {round}"));
     }
 
     pub(crate) fn add(&mut self, case: Case, round: u32, figures: Figures) -> Result<()> {
-        let Figures { samples, lost, seconds, p50_us, p99_us, max_us } = figures;
-        let rate = RATE(&figures);
-        eprintln!("{case} round {round}: {rate:.0} per s, p50 {p50_us:.0} us, p99 {p99_us:.0} us, lost {lost}");
+        let Figures { p50_us, p99_us, lost, .. } = figures;
+        let rate = RATE(&figures).unwrap_or_default();
+        self.progress.end(&format!(
+            "{case} round {round}: {rate:.0} per s, p50 {p50_us:.0} us, p99 {p99_us:.0} us, lost {lost}"
+        ));
         if let Some(file) = &mut self.json {
-            let line = json!({
-                "subject": case.subject.to_string(), "backend": case.backend.to_string(), "peer": case.peer.to_string(),
-                "round": round, "samples": samples, "lost": lost, "seconds": seconds, "p50_us": p50_us, "p99_us": p99_us,
-                "max_us": max_us,
-            });
-            writeln!(file, "{line}")?;
+            writeln!(file, "{}", serde_json::to_string(&Turn { case, round, figures })?)?;
         }
-        self.entry(case).turns.push(figures);
+        self.keep(case, figures);
         Ok(())
     }
 
-    pub(crate) fn skip(&mut self, case: Case, reason: &str) {
-        eprintln!("SKIPPED: {case}: {reason}");
-        self.entry(case).remark = Some(format!("skipped: {reason}"));
+    fn keep(&mut self, case: Case, figures: Figures) {
+        match self.entries.iter_mut().find(|entry| entry.case == case) {
+            Some(entry) => entry.turns.push(figures),
+            None => self.entries.push(Entry { case, turns: vec![figures] }),
+        }
+    }
+
+    /// Takes in what a run has written.
+    pub(crate) fn read(&mut self, file: &Path) -> Result<()> {
+        for line in BufReader::new(File::open(file)?).lines() {
+            match serde_json::from_str(&line?)? {
+                Line::Setting(setting) => self.setting = setting,
+                Line::Turn(Turn { case, figures, .. }) => self.keep(case, figures),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn skip(&mut self, subject: Subject, backend: Backend, peer: Peer, reason: &str) {
+        self.remark(format!("SKIPPED: {subject} on {backend} by {peer}: {reason}"));
     }
 
     pub(crate) fn fail(&mut self, case: Case, error: &(dyn Error + Send + Sync)) {
-        eprintln!("FAILED: {case}: {error}");
-        let entry = self.entry(case);
-        entry.remark = Some(format!("failed: {error}"));
-        entry.failed = true;
+        self.failed = true;
+        self.remark(format!("FAILED: {} {case}: {error}", case.task.subject()));
+    }
+
+    fn remark(&mut self, remark: String) {
+        self.progress.say(&remark);
+        self.remarks.push(remark);
+    }
+
+    pub(crate) fn finish(&self) -> Result<()> {
+        self.progress.finish();
+        match self.entries.is_empty() && self.remarks.is_empty() {
+            true => Err("nothing of what was chosen can be measured".into()),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn has_failures(&self) -> bool {
-        self.entries.iter().any(|entry| entry.failed)
-    }
-
-    fn entry(&mut self, case: Case) -> &mut Entry {
-        let at = self.entries.iter().position(|entry| entry.case == case).unwrap_or(self.entries.len());
-        if at == self.entries.len() {
-            self.entries.push(Entry { case, turns: Vec::new(), remark: None, failed: false });
-        }
-        &mut self.entries[at]
+        self.failed
     }
 
     /// The median of what `figure` says of the turns of a case.
-    fn median(&self, case: Case, figure: Figure) -> Option<f64> {
+    pub(crate) fn median(&self, case: Case, figure: Figure) -> Option<f64> {
+        self.spread(case, figure).map(|spread| spread.median)
+    }
+
+    fn spread(&self, case: Case, figure: Figure) -> Option<Spread> {
         let entry = self.entries.iter().find(|entry| entry.case == case)?;
-        Some(Spread::of(&entry.turns, figure)?.median)
+        Spread::of(&entry.turns, figure)
     }
 
     /// How a figure of this case compares with the one of another peer.
     fn ratio(&self, case: Case, other: Peer, figure: Figure) -> String {
-        match (self.median(case, figure), self.median(Case { peer: other, ..case }, figure)) {
-            (Some(own), Some(other)) => format!("{:.2}", own / other),
-            _ => "-".to_owned(),
-        }
+        let other = self.median(Case { peer: other, ..case }, figure);
+        shown(self.median(case, figure).zip(other).map(|(own, other)| format!("{:.2}", own / other)))
     }
 
-    fn row(&self, entry: &Entry) -> [String; 9] {
-        let case = entry.case;
-        let [(_, first), (_, second)] = columns(case.subject);
-        let spread = |figure| Spread::of(&entry.turns, figure).map_or("-".to_owned(), |spread| spread.to_string());
-        let lost = entry.turns.iter().map(|figures| figures.lost).sum::<u64>().to_string();
-        [
-            case.backend.to_string(),
-            case.peer.to_string(),
-            spread(first),
-            self.ratio(case, Peer::Raw, first),
-            self.ratio(case, Peer::Libkv, first),
-            spread(second),
-            self.ratio(case, Peer::Raw, second),
-            self.ratio(case, Peer::Libkv, second),
-            entry.remark.clone().unwrap_or(lost),
-        ]
+    /// By how much a figure of this case is above the raw client's.
+    fn over_raw(&self, case: Case, figure: Figure) -> String {
+        let raw = self.median(Case { peer: Peer::Raw, ..case }, figure);
+        shown(self.median(case, figure).zip(raw).map(|(own, raw)| format!("{:+.1}", own - raw)))
+    }
+
+    fn with_spread(&self, case: Case, figure: Figure) -> String {
+        shown(self.spread(case, figure).map(|spread| spread.to_string()))
+    }
+
+    fn number(&self, case: Case, figure: Figure) -> String {
+        shown(self.median(case, figure).map(precise))
+    }
+
+    fn cases(&self, subject: Subject) -> impl Iterator<Item = Case> {
+        self.entries.iter().map(|entry| entry.case).filter(move |case| case.task.subject() == subject)
+    }
+
+    /// The tasks of a subject on a backend that anybody has done, each once.
+    pub(crate) fn tasks(&self, subject: Subject, backend: Backend) -> Vec<Task> {
+        let mut tasks = Vec::new();
+        for case in self.cases(subject).filter(|case| case.backend == backend) {
+            if !tasks.contains(&case.task) {
+                tasks.push(case.task);
+            }
+        }
+        tasks
+    }
+
+    fn rounds(&self, subject: Subject) -> usize {
+        let turns = self.entries.iter().filter(|entry| entry.case.task.subject() == subject);
+        turns.map(|entry| entry.turns.len()).max().unwrap_or(0)
     }
 
     fn title(&self, subject: Subject) -> String {
-        let Options { rounds, samples, gap, value_size, lock_time, handoffs, failovers, .. } = &self.options;
+        let Amounts {
+            call_time,
+            value_size,
+            samples,
+            gap,
+            subscribers,
+            fan_outs,
+            idle,
+            lock_time,
+            handoffs,
+            failovers,
+        } = &self.setting.amounts;
         let (what, turn) = match subject {
+            Subject::Calls => ("Calls", format!("{call_time:?} each, {value_size} bytes")),
+            Subject::Linear => ("Work once, 10 and 100 times", format!("{call_time:?} each, {value_size} bytes")),
             Subject::Watch => ("Put to event", format!("{samples} puts each, {value_size} bytes, {gap:?} apart")),
+            Subject::Fanout => {
+                ("Put to the last subscriber's event", format!("{fan_outs} puts, {subscribers} subscribers"))
+            }
+            Subject::Idle => ("Subscriptions at rest", format!("{idle} of them")),
             Subject::Lock => ("Lock and unlock, one caller, nobody else", format!("{lock_time:?} each")),
             Subject::Handoff => ("Release to the next holder", format!("{handoffs} hand-offs each")),
             Subject::Failover => {
                 ("No put succeeds, as the leader of three is killed", format!("{failovers} kills each"))
             }
         };
-        let cores = self.cores;
+        let (rounds, cores) = (self.rounds(subject), self.setting.cores);
         format!(
             "{what}: medians over {rounds} rounds (lowest to highest) of {turn}; {cores} cores for clients and server together"
         )
     }
 
-    fn table(&self, subject: Subject) -> Vec<[String; 9]> {
-        let [(first, _), (second, _)] = columns(subject);
+    fn tables(&self, subject: Subject) -> Vec<Table> {
+        match subject {
+            Subject::Calls => Backend::ALL.iter().flat_map(|backend| self.call_tables(*backend)).collect(),
+            Subject::Linear => vec![self.linear_table()],
+            Subject::Watch | Subject::Handoff => vec![self.latency_table(subject, [("p50 us", P50), ("p99 us", P99)])],
+            Subject::Lock => vec![self.latency_table(subject, [("per second", RATE), ("p50 us", P50)])],
+            Subject::Failover => vec![self.latency_table(subject, [("p50 ms", P50_MS), ("worst ms", MAX_MS)])],
+            Subject::Fanout => vec![self.fanout_table()],
+            Subject::Idle => vec![self.idle_table()],
+        }
+    }
+
+    /// Throughput, latency, and what the client takes of the machine, for each call and number of callers.
+    fn call_tables(&self, backend: Backend) -> [Table; 3] {
+        let title = |what: &str| format!("{}. On {backend}: {what}", self.title(Subject::Calls));
+        let mut throughput = Table::new(
+            title("calls per second"),
+            &["call", "callers", "kvactor", "/ raw", "/ libkv", "kvactor-tokio", "/ raw", "/ libkv", "raw", "libkv"],
+        );
+        let mut latency = Table::new(
+            title("latency in us, p50 and p99"),
+            &[
+                "call",
+                "callers",
+                "p50 kvactor",
+                "over raw",
+                "kvactor-tokio",
+                "over raw",
+                "raw",
+                "libkv",
+                "p99 kvactor",
+                "kvactor-tokio",
+                "raw",
+                "libkv",
+            ],
+        );
+        let mut resources = Table::new(
+            title("the client's processor time per call in us, and its peak memory in MiB"),
+            &[
+                "call",
+                "callers",
+                "CPU kvactor",
+                "over raw",
+                "kvactor-tokio",
+                "over raw",
+                "raw",
+                "libkv",
+                "MiB kvactor",
+                "kvactor-tokio",
+                "raw",
+                "libkv",
+            ],
+        );
+        for task in self.tasks(Subject::Calls, backend) {
+            let Task::Calls { call, callers } = task else { continue };
+            let of = |peer| Case { task, backend, peer };
+            let begin = || vec![call.to_string(), callers.to_string()];
+            throughput.push([begin(), self.rates(of)].concat());
+            latency.push([begin(), self.costs(of, P50), self.plain(of, P99)].concat());
+            resources.push([begin(), self.costs(of, CPU), self.plain(of, PEAK)].concat());
+        }
+        [throughput, latency, resources]
+    }
+
+    fn rates(&self, of: impl Fn(Peer) -> Case) -> Vec<String> {
+        let ours = |peer| {
+            let case = of(peer);
+            let ratio = |other| self.ratio(case, other, RATE);
+            [self.with_spread(case, RATE), ratio(Peer::Raw), ratio(Peer::Libkv)]
+        };
+        let theirs = [self.with_spread(of(Peer::Raw), RATE), self.with_spread(of(Peer::Libkv), RATE)];
+        [&ours(Peer::Kvactor)[..], &ours(Peer::KvactorTokio)[..], &theirs[..]].concat()
+    }
+
+    fn costs(&self, of: impl Fn(Peer) -> Case, figure: Figure) -> Vec<String> {
+        let ours = |peer| [self.number(of(peer), figure), self.over_raw(of(peer), figure)];
+        let theirs = [self.number(of(Peer::Raw), figure), self.number(of(Peer::Libkv), figure)];
+        [ours(Peer::Kvactor), ours(Peer::KvactorTokio), theirs].concat()
+    }
+
+    fn plain(&self, of: impl Fn(Peer) -> Case, figure: Figure) -> Vec<String> {
+        Peer::ALL.iter().map(|peer| self.number(of(*peer), figure)).collect()
+    }
+
+    fn linear_table(&self) -> Table {
+        let header = [
+            "backend",
+            "work",
+            "peer",
+            "x1 ms",
+            "x10 ms",
+            "x100 ms",
+            "x10 / x1",
+            "x100 / x1",
+            "CPU x100 / x1",
+            "memory x100 / payload",
+        ];
+        let title = format!(
+            "{}. Once is a listing of {keys} keys, or {keys} puts by 64 callers",
+            self.title(Subject::Linear),
+            keys = linear::KEYS
+        );
+        let mut table = Table::new(title, &header);
+        for once in self.cases(Subject::Linear) {
+            let Task::Linear { work, times: 1 } = once.task else { continue };
+            let of = |times| Case { task: Task::Linear { work, times }, ..once };
+            let grown = |times, figure| {
+                let many = self.median(of(times), figure).zip(self.median(once, figure));
+                shown(many.map(|(many, once)| format!("{:.1}", many / once)))
+            };
+            let mut row = vec![once.backend.to_string(), work.to_string(), once.peer.to_string()];
+            row.extend([1, 10, 100].map(|times| self.number(of(times), P50_MS)));
+            row.extend([grown(10, P50), grown(100, P50), grown(100, CPU)]);
+            row.push(if work == Work::List { self.number(of(100), GROWTH) } else { NOTHING.to_owned() });
+            table.push(row);
+        }
+        table
+    }
+
+    fn latency_table(&self, subject: Subject, [(first, first_of), (second, second_of)]: [(&str, Figure); 2]) -> Table {
         let header = ["backend", "peer", first, "/ raw", "/ libkv", second, "/ raw", "/ libkv", "lost"];
-        let entries = self.entries.iter().filter(|entry| entry.case.subject == subject);
-        std::iter::once(header.map(str::to_owned)).chain(entries.map(|entry| self.row(entry))).collect()
+        let mut table = Table::new(self.title(subject), &header);
+        for case in self.cases(subject) {
+            let compared = |figure| {
+                let ratio = |other| self.ratio(case, other, figure);
+                [self.with_spread(case, figure), ratio(Peer::Raw), ratio(Peer::Libkv)]
+            };
+            let names = [case.backend.to_string(), case.peer.to_string()];
+            table.push([&names[..], &compared(first_of), &compared(second_of), &[self.lost(case)]].concat());
+        }
+        table
+    }
+
+    fn fanout_table(&self) -> Table {
+        let mut table =
+            Table::new(self.title(Subject::Fanout), &["backend", "peer", "p50 ms", "worst ms", "CPU ms", "lost"]);
+        for case in self.cases(Subject::Fanout) {
+            let names = [case.backend.to_string(), case.peer.to_string()];
+            let figures = [P50_MS, MAX_MS, CPU_MS].map(|figure| self.number(case, figure));
+            table.push([&names[..], &figures, &[self.lost(case)]].concat());
+        }
+        table
+    }
+
+    fn idle_table(&self) -> Table {
+        let header = ["backend", "peer", "MB for all", "bytes each", "us to subscribe"];
+        let mut table = Table::new(self.title(Subject::Idle), &header);
+        for case in self.cases(Subject::Idle) {
+            let names = [case.backend.to_string(), case.peer.to_string()];
+            let figures = [GROWTH_MB, GROWTH, EACH_OF_100].map(|figure| self.number(case, figure));
+            table.push([names.to_vec(), figures.to_vec()].concat());
+        }
+        table
+    }
+
+    fn lost(&self, case: Case) -> String {
+        let turns = self.entries.iter().filter(|entry| entry.case == case).flat_map(|entry| &entry.turns);
+        turns.map(|figures| figures.lost).sum::<u64>().to_string()
     }
 }
 
-type Figure = fn(&Figures) -> f64;
-const P50: Figure = |figures| figures.p50_us;
-const P50_MS: Figure = |figures| figures.p50_us / 1000.0;
-const MAX_MS: Figure = |figures| figures.max_us / 1000.0;
-const P99: Figure = |figures| figures.p99_us;
-const RATE: Figure = |figures| figures.samples as f64 / figures.seconds;
-
-/// The two figures that matter, by name.
-fn columns(subject: Subject) -> [(&'static str, Figure); 2] {
-    match subject {
-        Subject::Watch | Subject::Handoff => [("p50 us", P50), ("p99 us", P99)],
-        Subject::Failover => [("p50 ms", P50_MS), ("worst ms", MAX_MS)],
-        Subject::Lock => [("per second", RATE), ("p50 us", P50)],
+/// How many turns there are to take.
+fn turns(options: &Options) -> u64 {
+    let mut turns = 0;
+    for (backend, subject) in
+        options.backends.iter().flat_map(|backend| options.subjects.iter().map(move |s| (*backend, *s)))
+    {
+        for task in options.tasks(subject) {
+            let takes_part = |peer: &&Peer| **peer != Peer::Libkv || options.libkv.is_some();
+            let peers = options.peers.iter().filter(takes_part);
+            let existing = peers.filter(|peer| Case { task, backend, peer: **peer }.exists()).count();
+            turns += u64::from(options.rounds(subject)) * existing as u64;
+        }
     }
+    turns
 }
+
+pub(crate) type Figure = fn(&Figures) -> Option<f64>;
+pub(crate) const RATE: Figure = |figures| (figures.seconds > 0.0).then(|| figures.samples as f64 / figures.seconds);
+const P50: Figure = |figures| Some(figures.p50_us);
+const P50_MS: Figure = |figures| Some(figures.p50_us / 1000.0);
+const P99: Figure = |figures| Some(figures.p99_us);
+const MAX_MS: Figure = |figures| Some(figures.max_us / 1000.0);
+const CPU: Figure = |figures| figures.cpu_us;
+const CPU_MS: Figure = |figures| Some(figures.cpu_us? / 1000.0);
+const PEAK: Figure = |figures| Some(figures.peak_bytes? as f64 / f64::from(1024 * 1024));
+const GROWTH: Figure = |figures| figures.growth.map(Growth::per_unit);
+const GROWTH_MB: Figure = |figures| Some(figures.growth?.bytes as f64 / 1e6);
+/// Subscriptions are made a hundred at a time.
+const EACH_OF_100: Figure = |figures| Some(figures.p50_us / 100.0);
 
 /// A figure over all rounds.
 struct Spread {
@@ -198,7 +410,7 @@ struct Spread {
 
 impl Spread {
     fn of(turns: &[Figures], figure: Figure) -> Option<Self> {
-        let mut all: Vec<_> = turns.iter().map(figure).collect();
+        let mut all: Vec<_> = turns.iter().filter_map(figure).collect();
         all.sort_by(f64::total_cmp);
         let (least, most) = (*all.first()?, *all.last()?);
         let median = f64::midpoint(all[(all.len() - 1) / 2], all[all.len() / 2]);
@@ -208,23 +420,45 @@ impl Spread {
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.0} ({:.0} to {:.0})", self.median, self.least, self.most)
+        let Spread { least, median, most } = self;
+        // Of few that take long the first places behind the point say something.
+        let places = if *median < 100.0 { 1 } else { 0 };
+        write!(f, "{median:.places$} ({least:.places$} to {most:.places$})")
     }
 }
 
-/// A table for each subject, in Markdown.
+fn precise(number: f64) -> String {
+    match number {
+        small if small < 10.0 => format!("{small:.2}"),
+        middle if middle < 100.0 => format!("{middle:.1}"),
+        large => format!("{large:.0}"),
+    }
+}
+
+fn shown(text: Option<String>) -> String {
+    text.unwrap_or_else(|| NOTHING.to_owned())
+}
+
+/// The tables of each subject, in Markdown, and what isn't in them.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for subject in &self.options.subjects {
-            let mut rows = self.table(*subject);
-            let widths: [usize; 9] = std::array::from_fn(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or(0));
-            rows.insert(1, widths.map(|width| "-".repeat(width)));
-            writeln!(f, "\n{}\n", self.title(*subject))?;
-            for row in rows {
-                let cells = row.iter().zip(widths).map(|(cell, width)| format!("| {cell:width$} "));
-                writeln!(f, "{}|", cells.collect::<String>())?;
-            }
+        for table in Subject::ALL.iter().flat_map(|subject| self.tables(*subject)) {
+            write!(f, "{table}")?;
         }
-        Ok(())
+        if !self.remarks.is_empty() {
+            writeln!(f)?;
+        }
+        self.remarks.iter().try_for_each(|remark| writeln!(f, "- {remark}"))
+    }
+}
+
+impl Report {
+    /// The calls that were compared on a backend, and by how many callers.
+    pub(crate) fn points(&self, backend: Backend, call: Call) -> Vec<usize> {
+        let callers = |task| match task {
+            Task::Calls { call: made, callers } if made == call => Some(callers),
+            _ => None,
+        };
+        self.tasks(Subject::Calls, backend).into_iter().filter_map(callers).collect()
     }
 }

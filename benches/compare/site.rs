@@ -1,24 +1,13 @@
 //! Where the peers meet: a server, or what an embedded store needs.
 
+use crate::case::{Backend, Subject};
 use crate::client::{Result, Runtime};
 use crate::common::{Cluster, Kind, Server, Setup};
-use std::fmt;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use tempfile::TempDir;
 
-/// What is compared on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Backend {
-    Consul,
-    Etcd,
-    ZooKeeper,
-    Local,
-    Memory,
-}
-
 impl Backend {
-    pub(crate) const ALL: [Backend; 5] =
-        [Backend::Consul, Backend::Etcd, Backend::ZooKeeper, Backend::Local, Backend::Memory];
-
     /// Its server, where it has one.
     pub(crate) fn kind(self) -> Option<Kind> {
         match self {
@@ -27,18 +16,6 @@ impl Backend {
             Backend::ZooKeeper => Some(Kind::ZooKeeper),
             Backend::Local | Backend::Memory => None,
         }
-    }
-}
-
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Backend::Consul => "consul",
-            Backend::Etcd => "etcd",
-            Backend::ZooKeeper => "zookeeper",
-            Backend::Local => "local",
-            Backend::Memory => "memory",
-        })
     }
 }
 
@@ -51,8 +28,11 @@ pub(crate) enum Site {
 }
 
 impl Site {
-    /// None where the server isn't installed, which was said then.
-    pub(crate) fn open(backend: Backend, for_libkv: bool) -> Result<Option<Self>> {
+    /// Three servers where a leader is to be lost. None where the server isn't installed, which was said then.
+    pub(crate) fn open(backend: Backend, subject: Subject, for_libkv: bool) -> Result<Option<Self>> {
+        if subject == Subject::Failover {
+            return Self::open_cluster(backend);
+        }
         let Some(kind) = backend.kind() else {
             return Ok(Some(match backend {
                 Backend::Local => Site::Folder(tempfile::tempdir()?),
@@ -65,10 +45,29 @@ impl Site {
         Ok(started.map(|server| Site::Server(Box::new(server))))
     }
 
-    /// Three servers. None where they aren't installed, and where the backend has none.
-    pub(crate) fn open_cluster(backend: Backend) -> Result<Option<Self>> {
+    fn open_cluster(backend: Backend) -> Result<Option<Self>> {
         let Some(kind) = backend.kind() else { return Ok(None) };
         let started = Runtime::Tokio.block_on(async { Ok(Cluster::start(kind).await) })?;
         Ok(started.map(|cluster| Site::Cluster(Box::new(cluster))))
     }
+
+    /// What a peer must know to come here.
+    pub(crate) fn place(&self) -> Result<Place> {
+        Ok(match self {
+            Site::Server(server) => {
+                Place::Server { scheme: server.kind().scheme().into(), address: server.address().to_string() }
+            }
+            Site::Folder(folder) => Place::Folder(folder.path().into()),
+            Site::Memory => Place::Memory,
+            Site::Cluster(_) => return Err("three servers are only for who can kill one of them".into()),
+        })
+    }
+}
+
+/// Where a site is, for a process of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Place {
+    Server { scheme: String, address: String },
+    Folder(PathBuf),
+    Memory,
 }

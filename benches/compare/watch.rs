@@ -4,7 +4,7 @@
 //! time; the next one when the watcher has it and a gap is over.
 
 use crate::client::{Client, Peer, Result, Runtime, Watch};
-use crate::report::Figures;
+use crate::figures::Figures;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use std::thread;

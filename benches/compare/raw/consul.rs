@@ -1,19 +1,22 @@
 //! awc: PUT of the value, and blocking queries from index to index for it, in Consul's default consistency.
 //!
+//! Calls are those that our driver makes: writes are transactions, whose answers have the version.
+//!
 //! A lock is a key that a session holds: made by a transaction and deleted by another. Who waits asks until it is gone, and
 //! tries again.
 
+use crate::calls::{Calls, Freshness};
 use crate::client::{self, HOLDER, Result};
-use crate::common::Server;
 use awc::Client;
 use awc::http::StatusCode;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde::Deserialize;
+use futures_util::future::try_join_all;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
 pub(crate) struct Peer {
     /// The URLs of the API.
@@ -21,12 +24,12 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn at(server: &Server) -> Self {
-        Peer::among(&[server.address()])
+    pub(crate) fn at(address: &str) -> Self {
+        Peer::among(&[address.to_owned()])
     }
 
     /// One after the other is tried.
-    pub(crate) fn among(hosts: &[SocketAddr]) -> Self {
+    pub(crate) fn among(hosts: &[String]) -> Self {
         Peer { apis: hosts.iter().map(|host| format!("http://{host}/v1")).collect() }
     }
 }
@@ -52,6 +55,7 @@ struct Opened {
     id: String,
 }
 
+#[derive(Clone)]
 pub(crate) struct Agent {
     http: Client,
     /// The first one is asked.
@@ -67,7 +71,7 @@ impl Agent {
     }
 
     /// Whether the transaction was applied.
-    async fn txn(&self, operations: &[Value]) -> Result<bool> {
+    async fn attempt(&self, operations: &[Value]) -> Result<bool> {
         let operations: Vec<_> = operations.iter().map(|operation| json!({"KV": operation})).collect();
         match self.put_json("txn", &Value::Array(operations)).await? {
             (StatusCode::OK, _) => Ok(true),
@@ -126,7 +130,7 @@ impl client::Client for Agent {
             json!({"Verb": "check-not-exists", "Key": path}),
             json!({"Verb": "lock", "Key": path, "Value": value, "Session": self.session}),
         ];
-        while !self.txn(&operations).await? {
+        while !self.attempt(&operations).await? {
             self.until_gone(key).await?;
         }
         Ok(path)
@@ -137,12 +141,165 @@ impl client::Client for Agent {
             json!({"Verb": "check-session", "Key": path, "Session": self.session}),
             json!({"Verb": "delete", "Key": path}),
         ];
-        if self.txn(&operations).await? { Ok(()) } else { Err("the lock was lost".into()) }
+        if self.attempt(&operations).await? { Ok(()) } else { Err("the lock was lost".into()) }
     }
 
     async fn close(self) -> Result<()> {
         self.put_json(&format!("session/destroy/{}", self.session), &Value::Null).await?;
         Ok(())
+    }
+}
+
+/// How many keys are made at a time.
+const BATCH: usize = 50;
+
+/// One operation of a transaction.
+#[derive(Serialize)]
+struct Op<'a> {
+    #[serde(rename = "KV")]
+    fields: Fields<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Fields<'a> {
+    verb: &'static str,
+    key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+}
+
+impl<'a> Op<'a> {
+    fn new(verb: &'static str, key: &'a str) -> Self {
+        Op { fields: Fields { verb, key, value: None, index: None } }
+    }
+
+    fn set(key: &'a str, value: &'a str) -> Self {
+        Op { fields: Fields { value: Some(value), ..Op::new("set", key).fields } }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Results<'a> {
+    #[serde(borrow)]
+    results: Option<Vec<Applied<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct Applied<'a> {
+    #[serde(rename = "KV", borrow)]
+    entry: Entry<'a>,
+}
+
+/// A key as the agent shows it. A transaction's answer to a write has no value.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    modify_index: u64,
+    #[serde(borrow)]
+    value: Option<&'a str>,
+}
+
+impl Entry<'_> {
+    fn pair(&self) -> Result<(String, Bytes, u64)> {
+        let value = STANDARD.decode(self.value.unwrap_or_default())?;
+        Ok((self.key.to_string(), value.into(), self.modify_index))
+    }
+}
+
+impl Agent {
+    /// Applies a transaction, and returns what it answered.
+    async fn apply(&self, operations: &[Op<'_>]) -> Result<Bytes> {
+        let request = self.http.put(format!("{}/txn", self.apis[0]));
+        let sent = request.send_body(serde_json::to_vec(operations)?).await;
+        let mut response = sent.map_err(|error| error.to_string())?;
+        let body = response.body().await?;
+        match response.status() {
+            StatusCode::OK => Ok(body),
+            status => Err(format!("{status}: {body:?}").into()),
+        }
+    }
+
+    /// The version that a transaction of one write gave the key.
+    async fn write(&self, operation: Op<'_>) -> Result<u64> {
+        let answer = self.apply(&[operation]).await?;
+        let results: Results<'_> = serde_json::from_slice(&answer)?;
+        let first = results.results.and_then(|results| results.into_iter().next());
+        Ok(first.ok_or("an answer without a version")?.entry.modify_index)
+    }
+}
+
+impl Calls for Agent {
+    type Version = u64;
+
+    async fn get(&self, key: &str, freshness: Freshness) -> Result<usize> {
+        let freshness = if freshness == Freshness::Stale { "stale" } else { "consistent" };
+        let request = self.http.get(format!("{}?raw&{freshness}", self.url(key)));
+        let mut response = request.send().await.map_err(|error| error.to_string())?;
+        match response.status() {
+            StatusCode::OK => Ok(response.body().await?.len()),
+            status => Err(format!("{status} for `{key}`").into()),
+        }
+    }
+
+    async fn put(&self, key: &str, value: Bytes) -> Result<u64> {
+        self.write(Op::set(&format!("raw/{key}"), &STANDARD.encode(value))).await
+    }
+
+    async fn atomic_put(&self, key: &str, value: Bytes, expected: &u64) -> Result<u64> {
+        let (path, value) = (format!("raw/{key}"), STANDARD.encode(value));
+        let set = Op::set(&path, &value).fields;
+        self.write(Op { fields: Fields { verb: "cas", index: Some(*expected), ..set } }).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        let path = format!("raw/{key}");
+        self.apply(&[Op::new("get", &path), Op::new("delete", &path)]).await.map(drop)
+    }
+
+    async fn list(&self, dir: &str) -> Result<usize> {
+        let request = self.http.get(format!("{}/?recurse&consistent", self.url(dir)));
+        let mut response = request.send().await.map_err(|error| error.to_string())?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(0);
+        }
+        let body = response.body().limit(usize::MAX).await?;
+        let entries: Vec<Entry<'_>> = serde_json::from_slice(&body)?;
+        Ok(entries.iter().map(Entry::pair).collect::<Result<Vec<_>>>()?.len())
+    }
+
+    async fn delete_tree(&self, dir: &str) -> Result<usize> {
+        let prefix = format!("raw/{dir}/");
+        let answer = self.apply(&[Op::new("get-tree", &prefix), Op::new("delete-tree", &prefix)]).await?;
+        let results: Results<'_> = serde_json::from_slice(&answer)?;
+        Ok(results.results.map_or(0, |results| results.len()))
+    }
+
+    async fn txn(&self, keys: &[String], value: Bytes) -> Result<()> {
+        let paths: Vec<_> = keys.iter().map(|key| format!("raw/{key}")).collect();
+        let value = STANDARD.encode(value);
+        let operations: Vec<_> = paths.iter().map(|path| Op::set(path, &value)).collect();
+        let answer = self.apply(&operations).await?;
+        let results: Results<'_> = serde_json::from_slice(&answer)?;
+        match results.results {
+            Some(results) if results.len() == keys.len() => Ok(()),
+            _ => Err("an answer without versions".into()),
+        }
+    }
+
+    async fn fill(&self, dir: &str, names: Vec<String>, value: Bytes) -> Result<()> {
+        let keys: Vec<_> = names.iter().map(|name| format!("{dir}/{name}")).collect();
+        try_join_all(keys.chunks(BATCH).map(|batch| self.txn(batch, value.clone()))).await?;
+        Ok(())
+    }
+
+    async fn close(self) -> Result<()> {
+        client::Client::close(self).await
     }
 }
 

@@ -1,14 +1,14 @@
 //! etcd-client: Put, and a Watch stream. A lock is what etcd's own Go package makes of it, in fewer requests: a transaction puts
 //! the contender and tells who came before it; another takes it away. Who waits watches the one ahead, and then looks again.
 
+use crate::calls::{Calls, Freshness};
 use crate::client::{self, HOLDER, Result};
-use crate::common::Server;
 use bytes::Bytes;
 use etcd_client::{
-    Client, Compare, CompareOp, EventType, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
-    TxnOpResponse, WatchFilterType, WatchOptions, WatchStream,
+    Client, Compare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn,
+    TxnOp, TxnOpResponse, WatchFilterType, WatchOptions, WatchStream,
 };
-use std::net::SocketAddr;
+use futures_util::future::try_join_all;
 
 /// How long a lock lasts that isn't renewed: longer than a turn.
 const LEASE_SECONDS: i64 = 60;
@@ -18,13 +18,13 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn at(server: &Server) -> Self {
-        Peer::among(&[server.address()])
+    pub(crate) fn at(address: &str) -> Self {
+        Peer::among(&[address.to_owned()])
     }
 
     /// The client balances among all of them.
-    pub(crate) fn among(hosts: &[SocketAddr]) -> Self {
-        Peer { addresses: hosts.iter().map(SocketAddr::to_string).collect() }
+    pub(crate) fn among(hosts: &[String]) -> Self {
+        Peer { addresses: hosts.to_vec() }
     }
 }
 
@@ -38,6 +38,7 @@ impl client::Peer for Peer {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Connection {
     client: Client,
     lease: i64,
@@ -105,6 +106,92 @@ impl Connection {
             }
         }
         Err("the stream ended".into())
+    }
+}
+
+/// How many keys are read at a time, as our driver does it: gRPC's limit for an answer is 4 MiB in most clients.
+const PAGE: i64 = 1000;
+/// How many keys are made at a time.
+const BATCH: usize = 100;
+
+impl Calls for Connection {
+    /// The revision of the last write.
+    type Version = i64;
+
+    async fn get(&self, key: &str, freshness: Freshness) -> Result<usize> {
+        let options = (freshness == Freshness::Stale).then(|| GetOptions::new().with_serializable());
+        let found = self.client.kv_client().get(path(key), options).await?.take_kvs().pop();
+        let (_, value) = found.ok_or("no such key")?.into_key_value();
+        Ok(value.len())
+    }
+
+    async fn put(&self, key: &str, value: Bytes) -> Result<i64> {
+        let answer = self.client.kv_client().put(path(key), value, None).await?;
+        Ok(answer.header().ok_or("an answer without a revision")?.revision())
+    }
+
+    async fn atomic_put(&self, key: &str, value: Bytes, expected: &i64) -> Result<i64> {
+        let path = path(key);
+        let compare = Compare::mod_revision(path.as_str(), CompareOp::Equal, *expected);
+        let put = TxnOp::put(path.as_str(), value, None);
+        let look = TxnOp::get(path, Some(GetOptions::new().with_keys_only()));
+        let txn = Txn::new().when([compare]).and_then([put]).or_else([look]);
+        let answer = self.client.kv_client().txn(txn).await?;
+        match answer.succeeded() {
+            true => Ok(answer.header().ok_or("an answer without a revision")?.revision()),
+            false => Err("somebody else wrote the key".into()),
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        match self.client.kv_client().delete(path(key), None).await?.deleted() {
+            1 => Ok(()),
+            _ => Err("no such key".into()),
+        }
+    }
+
+    async fn list(&self, dir: &str) -> Result<usize> {
+        let (mut start, end) = (format!("{}/", path(dir)).into_bytes(), format!("{}0", path(dir)));
+        let (mut at, mut pairs) = (0, Vec::new());
+        loop {
+            let options = GetOptions::new().with_range(end.as_str()).with_limit(PAGE).with_revision(at);
+            let mut answer = self.client.kv_client().get(start, Some(options)).await?;
+            at = answer.header().map_or(at, |header| if at == 0 { header.revision() } else { at });
+            let more = answer.more();
+            for found in answer.take_kvs() {
+                let version = found.mod_revision();
+                let (key, value) = found.into_key_value();
+                pairs.push((String::from_utf8(key)?, Bytes::from(value), version));
+            }
+            match pairs.last() {
+                Some((last, ..)) if more => start = [last.as_bytes(), b"\0"].concat(),
+                _ => return Ok(pairs.len()),
+            }
+        }
+    }
+
+    async fn delete_tree(&self, dir: &str) -> Result<usize> {
+        let options = DeleteOptions::new().with_range(format!("{}0", path(dir)));
+        let answer = self.client.kv_client().delete(format!("{}/", path(dir)), Some(options)).await?;
+        Ok(usize::try_from(answer.deleted())?)
+    }
+
+    async fn txn(&self, keys: &[String], value: Bytes) -> Result<()> {
+        let puts: Vec<_> = keys.iter().map(|key| TxnOp::put(path(key), value.as_ref(), None)).collect();
+        match self.client.kv_client().txn(Txn::new().and_then(puts)).await?.succeeded() {
+            true => Ok(()),
+            false => Err("refused".into()),
+        }
+    }
+
+    async fn fill(&self, dir: &str, names: Vec<String>, value: Bytes) -> Result<()> {
+        let keys: Vec<_> = names.iter().map(|name| format!("{dir}/{name}")).collect();
+        try_join_all(keys.chunks(BATCH).map(|batch| self.txn(batch, value.clone()))).await?;
+        Ok(())
+    }
+
+    async fn close(self) -> Result<()> {
+        client::Client::close(self).await
     }
 }
 

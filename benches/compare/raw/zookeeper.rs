@@ -1,27 +1,32 @@
 //! zookeeper-client: setData, and one persistent watch with a getData for each event. The loop of one-shot watches
 //! (`get_and_watch_data`) takes the same two ways, and misses what happens between them.
 //!
+//! Calls are the requests that our driver makes, sent as early as they can be: a read is a sync and a read behind it, on the way
+//! together; what writes to a version looks first; a listing asks
+//! for many of its znodes at once.
+//!
 //! A lock is ZooKeeper's own recipe: an ephemeral sequential znode and, in the same round trip, a look at the line; a delete.
 //! Who waits watches the one ahead, and then looks again.
 
+use crate::calls::{Calls, Freshness};
 use crate::client::{self, HOLDER, Result};
-use crate::common::Server;
 use bytes::Bytes;
-use std::net::SocketAddr;
-use zookeeper_client::{Acls, AddWatchMode, Client, CreateMode, Error, EventType, PersistentWatcher};
+use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use zookeeper_client::{Acls, AddWatchMode, Client, CreateMode, Error, EventType, PersistentWatcher, Stat};
 
 pub(crate) struct Peer {
     addresses: String,
 }
 
 impl Peer {
-    pub(crate) fn at(server: &Server) -> Self {
-        Peer::among(&[server.address()])
+    pub(crate) fn at(address: &str) -> Self {
+        Peer::among(&[address.to_owned()])
     }
 
     /// The client moves among all of them, and its session with it.
-    pub(crate) fn among(hosts: &[SocketAddr]) -> Self {
-        Peer { addresses: hosts.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",") }
+    pub(crate) fn among(hosts: &[String]) -> Self {
+        Peer { addresses: hosts.join(",") }
     }
 }
 
@@ -80,6 +85,147 @@ impl client::Client for Client {
 
     async fn close(self) -> Result<()> {
         Ok(())
+    }
+}
+
+/// How many requests of one listing are on their way at once, as in our driver.
+const PIPELINE: usize = 64;
+/// How many are when keys are made.
+const AT_ONCE: usize = 256;
+
+/// Sees to it that what is read behind this is fresh. It is sent at once, and answered in its turn.
+fn sync(client: &Client, path: &str, freshness: Freshness) -> impl Future<Output = Result<(), Error>> {
+    let sync = (freshness == Freshness::Linearizable).then(|| client.sync(path));
+    async move {
+        match sync {
+            Some(sync) => sync.await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// The znode as the leader knows it.
+async fn look(client: &Client, path: &str) -> Result<Stat> {
+    let synced = sync(client, path, Freshness::Linearizable);
+    let (synced, stat) = tokio::join!(synced, client.check_stat(path));
+    synced?;
+    Ok(stat?.ok_or("no such znode")?)
+}
+
+/// The names in a directory; none where it isn't there.
+async fn children(client: &Client, path: &str) -> Result<Vec<String>> {
+    let synced = sync(client, path, Freshness::Linearizable);
+    let (synced, read) = tokio::join!(synced, client.get_children(path));
+    synced?;
+    match read {
+        Ok((names, _)) => Ok(names),
+        Err(Error::NoNode) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn make(client: &Client, path: &str, value: &[u8]) -> Result<()> {
+    match client.create(path, value, &open_to_all()).await {
+        Ok(_) | Err(Error::NodeExists) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Calls for Client {
+    /// What the znode's writes are counted by.
+    type Version = i32;
+
+    async fn get(&self, key: &str, freshness: Freshness) -> Result<usize> {
+        let path = path(key);
+        let synced = sync(self, &path, freshness);
+        let (synced, read) = tokio::join!(synced, self.get_data(&path));
+        synced?;
+        Ok(read?.0.len())
+    }
+
+    async fn put(&self, key: &str, value: Bytes) -> Result<i32> {
+        let path = path(key);
+        match self.set_data(&path, &value, None).await {
+            Ok(stat) => Ok(stat.version),
+            Err(Error::NoNode) => {
+                make(self, path.rsplit_once('/').map_or("", |(dir, _)| dir), b"").await?;
+                make(self, &path, &value).await.map(|()| 0)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn atomic_put(&self, key: &str, value: Bytes, expected: &i32) -> Result<i32> {
+        let path = path(key);
+        match look(self, &path).await?.version {
+            version if version == *expected => Ok(self.set_data(&path, &value, Some(version)).await?.version),
+            _ => Err("somebody else wrote the znode".into()),
+        }
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        let path = path(key);
+        let stat = look(self, &path).await?;
+        // Whether its directory is empty now, and can go too.
+        let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let deleted = self.delete(&path, Some(stat.version));
+        let (deleted, dir) = tokio::join!(deleted, self.check_stat(dir));
+        deleted?;
+        dir?;
+        Ok(())
+    }
+
+    async fn list(&self, dir: &str) -> Result<usize> {
+        let path = path(dir);
+        let names = children(self, &path).await?;
+        let read = stream::iter(names).map(async |name| {
+            let (value, stat) = self.get_data(&format!("{path}/{name}")).await?;
+            Ok::<_, Error>((name, Bytes::from(value), stat.version))
+        });
+        let mut pairs: Vec<_> = read.buffer_unordered(PIPELINE).try_collect().await?;
+        pairs.sort_unstable_by(|(a, ..), (b, ..)| a.cmp(b));
+        Ok(pairs.len())
+    }
+
+    async fn delete_tree(&self, dir: &str) -> Result<usize> {
+        let path = path(dir);
+        let paths: Vec<_> = children(self, &path).await?.into_iter().map(|name| format!("{path}/{name}")).collect();
+        let found = try_join_all(paths.iter().map(|path| self.get_children(path))).await?;
+        let mut multi = self.new_multi_writer();
+        for (path, (_, stat)) in paths.iter().zip(&found) {
+            multi.add_delete(path, Some(stat.version))?;
+        }
+        multi.commit().await?;
+        Client::delete(self, &path, None).await?;
+        Ok(paths.len())
+    }
+
+    async fn txn(&self, keys: &[String], value: Bytes) -> Result<()> {
+        let paths: Vec<_> = keys.iter().map(|key| path(key)).collect();
+        let synced = sync(self, "/", Freshness::Linearizable);
+        let stats = try_join_all(paths.iter().map(|path| self.check_stat(path)));
+        let (synced, stats) = tokio::join!(synced, stats);
+        synced?;
+        let mut multi = self.new_multi_writer();
+        for (path, stat) in paths.iter().zip(stats?) {
+            multi.add_set_data(path, &value, Some(stat.ok_or("no such znode")?.version))?;
+        }
+        multi.commit().await?;
+        Ok(())
+    }
+
+    async fn fill(&self, dir: &str, names: Vec<String>, value: Bytes) -> Result<()> {
+        let dir = path(dir);
+        for (end, _) in dir.match_indices('/').skip(1) {
+            make(self, &dir[..end], b"").await?;
+        }
+        make(self, &dir, b"").await?;
+        let made = names.into_iter().map(async |name| make(self, &format!("{dir}/{name}"), &value).await);
+        stream::iter(made).buffer_unordered(AT_ONCE).try_collect().await
+    }
+
+    async fn close(self) -> Result<()> {
+        client::Client::close(self).await
     }
 }
 
