@@ -1,8 +1,8 @@
 //! What a call costs where the server costs next to nothing: the embedded stores, and a backend that answers at once.
 //!
 //! ```sh
-//! cargo bench --all-features --bench calls
-//! cargo bench --all-features --bench calls -- group    # only the lines whose names have `group` in them
+//! cargo bench --all-features --bench embedded
+//! cargo bench --all-features --bench embedded -- group    # only the lines whose names have `group` in them
 //! ```
 //!
 //! Each line is one way to call, with the rate of each round and their median, and the processor time per call, of all threads.
