@@ -6,7 +6,10 @@
 mod common;
 
 use common::{Counts, Kind, Proxy, Server};
+use futures_util::future::try_join_all;
 use kvactor::{Check, Condition, Consistency, Expected, KvPair, ListOptions, Operation, Store, TxnOutcome};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 /// Runs `call` and says how many requests it cost.
 async fn cost<T>(meter: &impl Meter, call: impl Future<Output = kvactor::Result<T>>) -> (u64, T) {
@@ -64,6 +67,20 @@ async fn each_call_is_one_request(store: &Store, meter: &impl Meter) {
     one("delete", cost(meter, store.delete("a")).await.0);
 }
 
+/// Ideally four go at once, and all others together behind the first of them that is back; how many come in time is chance.
+fn assert_few(requests: u64, what: &str) {
+    assert!(requests < 20, "{requests} requests for 64 {what} at once");
+}
+
+/// What each of 64 callers does at once. They are polled by one task.
+async fn by_all<T>(
+    store: &Store,
+    meter: &impl Meter,
+    call: impl AsyncFn(&Store, String) -> kvactor::Result<T>,
+) -> (u64, Vec<T>) {
+    cost(meter, try_join_all((0..64).map(|number| call(store, format!("all/{number}"))))).await
+}
+
 #[tokio::test]
 async fn consul() {
     let Some(server) = common::consul().await else { return };
@@ -72,6 +89,19 @@ async fn consul() {
     each_call_is_one_request(&store, &proxy).await;
     let Counts { connections, .. } = proxy.counts();
     assert_eq!(connections, 1, "connections are kept and used again");
+    let (requests, versions) = by_all(&store, &proxy, async |store, path| store.put(path, "1").await).await;
+    assert_few(requests, "puts");
+    let versions = std::cell::RefCell::new(versions);
+    let swap = async |store: &Store, path: String| {
+        let version = versions.borrow_mut().remove(0);
+        store.atomic_put(path, "2", version).await
+    };
+    let (requests, written) = by_all(&store, &proxy, swap).await;
+    assert_few(requests, "atomic_puts");
+    assert_eq!(written.len(), 64);
+    let large = "x".repeat(100_000);
+    let (requests, _) = by_all(&store, &proxy, async |store, path| store.put(path, large.clone()).await).await;
+    assert_eq!(requests, 64, "large values go by themselves");
 }
 
 #[tokio::test]
@@ -99,4 +129,95 @@ async fn zookeeper() {
     assert_eq!(cost(&proxy, store.delete("c")).await.0, 3, "delete: sync and look, then delete");
     let Counts { connections, .. } = proxy.counts();
     assert_eq!(connections, 1);
+}
+
+/// ZooKeeper's opcode of `multiRead`.
+const MULTI_READ: i32 = 22;
+
+#[tokio::test]
+async fn zookeeper_in_numbers() {
+    let Some(server) = common::zookeeper().await else { return };
+    let proxy = server.proxy();
+    let store = Store::connect(&proxy.url("requests-at-once")).await.unwrap();
+    let put = async |store: &Store, path: String| store.put(path, "1").await;
+    by_all(&store, &proxy, put).await;
+    assert_few(by_all(&store, &proxy, put).await.0, "puts");
+    let get = async |store: &Store, path: String| store.get(path).await;
+    // Until it knows how large values are, sixteen together are the most.
+    by_all(&store, &proxy, get).await;
+    let (requests, pairs) = by_all(&store, &proxy, get).await;
+    assert_few(requests, "gets");
+    assert!(pairs.iter().all(|pair| pair.value == "1"));
+    let stale = async |store: &Store, path: String| store.get_with(path, Consistency::Stale).await;
+    assert_few(by_all(&store, &proxy, stale).await.0, "stale gets");
+    let versions: Vec<_> = pairs.into_iter().map(|pair| (pair.key.to_string(), pair.version)).collect();
+    let swap = async |store: &Store, path: String| {
+        let (_, version) = versions.iter().find(|(key, _)| *key == path).unwrap();
+        store.atomic_put(path, "2", *version).await
+    };
+    let (requests, _) = by_all(&store, &proxy, swap).await;
+    // How many come back at the same time is chance; alone they would be 192.
+    assert!(requests < 64, "{requests} requests for atomic_puts at once");
+    assert_eq!(cost(&proxy, store.list("all")).await.0, 3, "list: sync and names, then all in one");
+    assert_eq!(
+        cost(&proxy, store.delete_tree("all")).await.0,
+        6,
+        "delete_tree: as list, a multi, the directory itself"
+    );
+    assert!(proxy.counts().frames_of(MULTI_READ) > 0);
+}
+
+/// A server that is too old for reads that go together, as far as can be told from how it answers: the opcode is one that no
+/// server knows.
+#[tokio::test]
+async fn zookeeper_before_3_6() {
+    let Some(server) = common::zookeeper().await else { return };
+    let old = without_multi_read(server.address()).await;
+    let store = Store::connect(&format!("zk://{old}/requests-of-old")).await.unwrap();
+    for _ in 0..2 {
+        let call = async |path: String| {
+            store.put(&path, "1").await?;
+            store.get(&path).await
+        };
+        let pairs = try_join_all((0..64).map(|number| call(format!("all/{number}")))).await.unwrap();
+        assert!(pairs.iter().all(|pair| pair.value == "1"));
+        assert_eq!(store.list("all").await.unwrap().len(), 64);
+        let checks = (0..10).map(|number| Check::new(format!("all/{number}"), Condition::Exists).unwrap());
+        let outcome = store.txn(checks.collect(), Vec::new()).await.unwrap();
+        assert!(matches!(outcome, TxnOutcome::Committed(_)));
+        assert_eq!(store.delete_tree("all").await.unwrap(), 64);
+    }
+    assert_eq!(store.status().restarts, 0);
+}
+
+/// A way to a server on which each `multiRead` becomes a request that it doesn't know.
+async fn without_multi_read(server: std::net::SocketAddr) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = tokio::net::TcpStream::connect(server).await else { continue };
+            let (from_client, mut to_client) = client.into_split();
+            let (mut from_server, to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            tokio::spawn(relay_requests(from_client, to_server));
+        }
+    });
+    address
+}
+
+async fn relay_requests(mut client: OwnedReadHalf, mut server: OwnedWriteHalf) -> std::io::Result<()> {
+    let mut is_first = true;
+    loop {
+        let length = client.read_i32().await?;
+        let mut frame = vec![0; usize::try_from(length).unwrap()];
+        client.read_exact(&mut frame).await?;
+        // The opcode follows the request's number; the first frame, which opens the session, has neither.
+        if !is_first && frame[4..8] == MULTI_READ.to_be_bytes() {
+            frame[4..8].copy_from_slice(&77_i32.to_be_bytes());
+        }
+        is_first = false;
+        server.write_i32(length).await?;
+        server.write_all(&frame).await?;
+    }
 }

@@ -6,7 +6,8 @@
 mod common;
 
 use common::tls::{Authority, Identity, trusting};
-use common::{Kind, Server, Setup, etcd, namespace};
+use common::{Kind, Server, Setup, etcd, http, namespace};
+use futures_util::future::join_all;
 use kvactor::{Config, Error, Result, Store};
 use std::fmt::Debug;
 use std::io::ErrorKind;
@@ -345,7 +346,41 @@ async fn consul_tokens() {
         assert!(matches!(error, Error::PermissionDenied { .. }), "{error:?}");
     }
     assert_eq!(store.get("a").await.unwrap().value, "1");
+    let some = secrets.open(&url_as(&server, &format!(":{}", consul_token_for(&server, "ns/open/").await), "ns")).await;
+    each_gets_what_it_may(&some).await;
     assert_silence_of(server, store, &secrets).await;
+}
+
+/// A token that may read and write what begins so, and nothing else.
+async fn consul_token_for(server: &Server, prefix: &str) -> String {
+    let ask = async |path: &str, body: serde_json::Value| {
+        let header = format!("X-Consul-Token: {TOKEN}\r\n");
+        let answer = http::request_as(server.address(), "PUT", path, &header, &body.to_string()).await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        serde_json::from_str::<serde_json::Value>(&answer.body).unwrap()
+    };
+    let rules = format!(r#"key_prefix "{prefix}" {{ policy = "write" }} session_prefix "" {{ policy = "write" }}"#);
+    ask("/v1/acl/policy", serde_json::json!({ "Name": "some", "Rules": rules })).await;
+    let token = ask("/v1/acl/token", serde_json::json!({ "Policies": [{ "Name": "some" }] })).await;
+    token["SecretID"].as_str().unwrap().to_owned()
+}
+
+/// Of many calls at once each is allowed or refused by itself, though many go together.
+async fn each_gets_what_it_may(store: &Store) {
+    let path = |number: usize| format!("{}/{number}", if number.is_multiple_of(3) { "shut" } else { "open" });
+    for round in 0..2 {
+        let write = async |number| store.put(path(number), format!("{round}")).await;
+        let written = join_all((0..64).map(write)).await;
+        let read = join_all((0..64).map(async |number| store.get(path(number)).await)).await;
+        for (number, (written, read)) in written.into_iter().zip(read).enumerate() {
+            if number % 3 == 0 {
+                assert!(matches!(written, Err(Error::PermissionDenied { .. })), "{number}: {written:?}");
+                assert!(matches!(read, Err(Error::PermissionDenied { .. })), "{number}: {read:?}");
+            } else {
+                assert_eq!(written.unwrap(), read.unwrap().version, "{number}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -370,6 +405,13 @@ async fn zookeeper_digests() {
         }
     }
     assert_eq!(owner.get("a/b").await.unwrap().value, "1");
+    let shut = secrets.open(&url_as(&server, &format!("owner:{PASSWORD_IN_URL}"), "some/shut")).await;
+    let open = secrets.open(&server.url("some/open")).await;
+    open.put("0", "1").await.unwrap();
+    for number in (0..64).step_by(3) {
+        shut.put(number.to_string(), "1").await.unwrap();
+    }
+    each_gets_what_it_may(&secrets.open(&server.url("some")).await).await;
     assert_silence_of(server, owner, &secrets).await;
 }
 

@@ -6,6 +6,8 @@ pub(crate) mod consul;
 pub(crate) mod embedded;
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
+#[cfg(any(feature = "consul", feature = "zookeeper"))]
+pub(crate) mod gather;
 pub(crate) mod lock;
 pub(crate) mod shortcut;
 #[cfg(feature = "zookeeper")]

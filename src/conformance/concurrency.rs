@@ -1,7 +1,7 @@
 //! Many callers at once. Each case runs its callers as tasks, over two connections where the backend can have them.
 
 use super::fixture::{Fixture, Outcome};
-use super::support::{Moment, all_keys, key, keys_of, put_all, value_of};
+use super::support::{Moment, all_keys, assert_error, key, keys_of, put_all, value_of};
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::types::{Check, Condition, Expected, KvPair, Operation, PutOptions, TxnOutcome};
@@ -195,6 +195,52 @@ pub async fn racing_puts_have_versions_of_their_own(fixture: &Fixture) -> Outcom
     let pair = fixture.store().get("a").await?;
     let (index, value) = versions.pop().unwrap();
     assert_eq!((pair.version.index(), pair.value), (index, value.into()));
+    Ok(())
+}
+
+/// Of many writes and reads at once each has an outcome of its own, whatever comes of the others: some are of what is there, some
+/// of what isn't, and some on versions that are no more.
+pub async fn each_of_many_calls_has_its_own_outcome(fixture: &Fixture) -> Outcome {
+    const CALLERS: usize = 96;
+    let store = fixture.store();
+    let path = |number: usize| format!("many/{number}");
+    let old = join_all((0..CALLERS).map(|number| store.put(path(number), "old"))).await;
+    let old = old.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut versions = old.clone();
+    for number in (2..CALLERS).step_by(6) {
+        versions[number] = store.put(path(number), "newer").await?;
+    }
+    let call = |store: Store, number: usize| {
+        let (path, old) = (path(number), old[number]);
+        async move {
+            let written = match number % 6 {
+                0 => store.put(&path, "new").await,
+                1 | 2 => store.atomic_put(&path, "new", old).await.map(|pair| pair.version),
+                3 => store.atomic_put(&path, "new", Expected::Absent).await.map(|pair| pair.version),
+                4 => store.atomic_put(format!("none/{number}"), "new", old).await.map(|pair| pair.version),
+                _ => store.put(format!("fresh/{number}"), "new").await,
+            };
+            (written, store.get(&path).await, store.get(format!("none/{number}")).await)
+        }
+    };
+    let outcomes = Callers::on(fixture).await?.run(CALLERS, call).await;
+    for (number, (written, read, nothing)) in outcomes.into_iter().enumerate() {
+        let pair = read?;
+        match number % 6 {
+            0 | 1 => {
+                assert!(written? == pair.version && pair.version != versions[number], "{number}");
+                assert_eq!(pair.value, "new");
+            }
+            2 => assert_error!(written, Error::KeyModified { .. }, "{number}"),
+            3 => assert_error!(written, Error::KeyExists { .. }, "{number}"),
+            4 => assert_error!(written, Error::KeyNotFound { .. }, "{number}"),
+            _ => assert_eq!(store.get(format!("fresh/{number}")).await?.version, written?, "{number}"),
+        }
+        if number % 6 > 1 {
+            assert_eq!(pair.version, versions[number], "{number}");
+        }
+        assert_error!(nothing, Error::KeyNotFound { .. }, "{number}");
+    }
     Ok(())
 }
 

@@ -328,6 +328,7 @@ macro_rules! for_each_conformance_case {
                 of_racing_txns_one_wins
                 racing_txns_keep_the_sum
                 racing_puts_have_versions_of_their_own
+                each_of_many_calls_has_its_own_outcome
                 racing_puts_into_a_new_directory
                 racing_puts_and_deletes_in_one_directory
                 delete_tree_against_creates

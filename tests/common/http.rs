@@ -22,9 +22,14 @@ pub async fn get_as(address: SocketAddr, path: &str, header: &str) -> io::Result
 }
 
 pub async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    request_as(address, method, path, "", body).await
+}
+
+/// A request with a body, and with a header line for the token, or none.
+pub async fn request_as(address: SocketAddr, method: &str, path: &str, header: &str, body: &str) -> io::Result<Answer> {
     let length = body.len();
-    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n{body}");
-    send(address, &request).await
+    let head = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{header}Content-Length: {length}\r\n\r\n");
+    send(address, &(head + body)).await
 }
 
 /// One request on a connection of its own. In HTTP/1.0, where the body goes to the end of the connection, never in chunks.

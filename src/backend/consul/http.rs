@@ -242,6 +242,11 @@ impl Http {
         Ok(applied.entries())
     }
 
+    /// A transaction was applied, and its answer doesn't say all that it did.
+    pub(super) fn too_few_results(&self) -> Error {
+        Error::indeterminate(format!("{} answered a transaction with too few results", self.name))
+    }
+
     /// What an answer says as JSON.
     pub(super) fn json<'a, T: Deserialize<'a>>(&self, answer: &'a Answer) -> Result<T> {
         serde_json::from_slice(&answer.body).map_err(|error| self.garbled(answer.effect, error))

@@ -168,7 +168,7 @@ impl Consul {
         match self.http.txn(&ops, Consistency::Linearizable).await? {
             Transaction::Applied(body) => {
                 let made: Option<LockMeta> = self.http.entries(&body, Effect::Write)?.last();
-                made.map(|made| Attempt::Acquired(made.token())).ok_or_else(|| self.too_few_results())
+                made.map(|made| Attempt::Acquired(made.token())).ok_or_else(|| self.http.too_few_results())
             }
             Transaction::Refused(refusals) => refused(&bid.key, &refusals),
             Transaction::TooLarge(said) => Err(Error::unsupported(format!("Consul refused a lock's value: {said}"))),

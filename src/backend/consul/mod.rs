@@ -14,6 +14,7 @@
 mod blocking;
 mod codec;
 mod errors;
+mod gathered;
 mod http;
 mod hub;
 mod list;
@@ -25,6 +26,7 @@ mod txn;
 mod watch;
 mod write;
 
+use crate::backend::gather::Gatherer;
 use crate::backend::{Backend, Connector, Lease, Locking, Position, Target, Updates};
 use crate::config::{Config, Endpoint};
 use crate::error::{Error, Result};
@@ -37,6 +39,7 @@ use awc::http::StatusCode;
 use awc::http::header::HeaderValue;
 use bytes::Bytes;
 use codec::{Meta, Op};
+use gathered::Write;
 use http::{Effect, Http, Request, Settings, Transaction};
 use hub::Hub;
 use session::NewSession;
@@ -151,7 +154,8 @@ impl Connector for ConsulConnector {
         let http = Rc::new(Http::new(endpoint, &self.settings));
         let hub = self.hub(endpoint, http.clone());
         let (namespace, lock_delay) = (self.namespace.clone(), self.lock_delay);
-        let consul = Consul { http, hub, namespace, lock_delay, reads_only: Cell::new(false) };
+        let (writes, reads_only) = (gathered::gatherer(http.clone()), Cell::new(false));
+        let consul = Consul { http, writes, hub, namespace, lock_delay, reads_only };
         consul.probe().await?;
         Ok(Rc::new(consul))
     }
@@ -161,6 +165,8 @@ impl Connector for ConsulConnector {
 struct Consul {
     /// For calls.
     http: Rc<Http>,
+    /// For writes of single keys, when there are many.
+    writes: Gatherer<Write>,
     /// For watches, with connections of its own: however many they are, calls don't wait for them.
     hub: Rc<Hub>,
     namespace: Namespace,

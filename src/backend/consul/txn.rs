@@ -48,7 +48,7 @@ impl Consul {
         let mut entries = self.http.entries(body, Effect::Write)?;
         let mut placed = Vec::new();
         for op in ops.iter().filter(|op| op.is_answered()) {
-            let entry = entries.next().ok_or_else(|| self.too_few_results())?;
+            let entry = entries.next().ok_or_else(|| self.http.too_few_results())?;
             if matches!(op, Op::Set { .. }) {
                 placed.push(Placed::from(&entry));
             }
@@ -64,7 +64,7 @@ impl Consul {
             results.push(match operation {
                 Operation::Delete { .. } => OperationResult::Deleted,
                 Operation::Put { key, value } => {
-                    let placed = placed.next().ok_or_else(|| self.too_few_results())?;
+                    let placed = placed.next().ok_or_else(|| self.http.too_few_results())?;
                     OperationResult::Put(self.settle(key, value, placed).await?)
                 }
             });

@@ -2,6 +2,7 @@
 
 use super::codec::{self, MAX_TXN_VALUE, Meta, Op, Refusal, encode_path, is_printable, nonce};
 use super::errors::size_limit;
+use super::gathered::{self, Write};
 use super::http::{Effect, Request, Transaction};
 use super::read::Way;
 use super::session::Meaning;
@@ -75,14 +76,38 @@ impl Consul {
         if value.len() > MAX_TXN_VALUE {
             return self.write_large(key, value, mode).await;
         }
-        let path = self.namespace.path(key);
-        match self.http.txn(&[mode.op(&path, value)], Consistency::Linearizable).await? {
+        match self.write_small(self.namespace.path(key), value, mode).await? {
+            Some(outcome) => Ok(outcome),
+            None => self.write_large(key, value, mode).await,
+        }
+    }
+
+    /// Writes by a transaction, together with others where there are many; none where the agent takes no transaction of this size.
+    async fn write_small(&self, path: String, value: &Bytes, mode: Mode<'_>) -> Result<Option<Outcome>> {
+        let index = match mode {
+            Mode::Set => None,
+            Mode::Cas(index) => Some(index),
+            Mode::Lock(_) => return self.write_alone(&path, value, mode).await,
+        };
+        if value.len() > gathered::MAX_VALUE {
+            return self.write_alone(&path, value, mode).await;
+        }
+        if let Some(_lane) = self.writes.lane() {
+            return self.write_alone(&path, value, mode).await;
+        }
+        let written = self.writes.ask(Write { path, value: value.clone(), index }).await;
+        written.unwrap_or_else(|| Err(Error::indeterminate("the session ended before the answer came")))
+    }
+
+    async fn write_alone(&self, path: &str, value: &Bytes, mode: Mode<'_>) -> Result<Option<Outcome>> {
+        match self.http.txn(&[mode.op(path, value)], Consistency::Linearizable).await? {
             Transaction::Applied(body) => {
                 let entry = self.http.entries(&body, Effect::Write)?.next();
-                entry.map(|entry| Outcome::Written(Placed::from(&entry))).ok_or_else(|| self.too_few_results())
+                let placed = entry.map(|entry| Some(Outcome::Written(Placed::from(&entry))));
+                placed.ok_or_else(|| self.http.too_few_results())
             }
-            Transaction::Refused(errors) => Ok(Outcome::Refused(errors)),
-            Transaction::TooLarge(_) => self.write_large(key, value, mode).await,
+            Transaction::Refused(errors) => Ok(Some(Outcome::Refused(errors))),
+            Transaction::TooLarge(_) => Ok(None),
         }
     }
 
@@ -97,13 +122,9 @@ impl Consul {
     /// What the last operation of a transaction wrote; none where an operation failed.
     async fn run_to_write(&self, ops: &[Op<'_>]) -> Result<Option<Placed>> {
         match self.run(ops, Consistency::Linearizable).await? {
-            Some(placed) => placed.into_iter().next_back().map(Some).ok_or_else(|| self.too_few_results()),
+            Some(placed) => placed.into_iter().next_back().map(Some).ok_or_else(|| self.http.too_few_results()),
             None => Ok(None),
         }
-    }
-
-    pub(super) fn too_few_results(&self) -> Error {
-        Error::indeterminate(format!("{} answered a transaction with too few results", self.http.name()))
     }
 
     /// Writes `value` as the body of a request, which isn't blown up by base64 but is answered only by true or false:

@@ -2,6 +2,7 @@
 
 use super::ZooKeeper;
 use super::errors;
+use super::gathered::Knowledge;
 use super::grant::Grants;
 use super::path::Paths;
 use super::session::Session;
@@ -14,8 +15,9 @@ use crate::types::{BackendKind, Capabilities};
 use async_trait::async_trait;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use zookeeper_client::{Acls, Client};
+use zookeeper_client::{Acls, Client, Error as Failure};
 
 /// How many servers the client library is given, the same ones again and again. When it lost its connection it goes through the
 /// list without pausing, then waits before each round: first a tenth of a second for each server of the list, at most a second,
@@ -23,6 +25,9 @@ use zookeeper_client::{Acls, Client};
 /// back: a long list keeps the library trying. Several have elected a leader before a second is over, and serve again.
 const ALONE: usize = 20;
 const AMONG_SEVERAL: usize = 6;
+
+/// How often a server may hang up on a question, whose answer is lost then at times, before it is taken for one that doesn't know it.
+const QUESTIONS: usize = 3;
 
 /// The largest value: the server's limit for a packet, 1 MiB by default, without room for paths and headers.
 const MAX_VALUE_SIZE: usize = (1024 - 16) * 1024;
@@ -46,7 +51,8 @@ pub(crate) fn connector(config: &Config) -> Result<Arc<dyn Connector>> {
         return Err(Error::invalid_config("endpoints", "ZooKeeper needs at least one host"));
     }
     let tls = config.tls.as_ref().map(|tls| Tls::load(tls, &config.endpoints)).transpose()?;
-    let ensemble = Ensemble { config: config.clone(), tls, grants: Grants::default() };
+    let knows_multi_read = Arc::new(AtomicBool::new(true));
+    let ensemble = Ensemble { config: config.clone(), tls, grants: Grants::default(), knows_multi_read };
     Ok(Arc::new(ZooKeeperConnector { ensemble: Arc::new(ensemble) }))
 }
 
@@ -79,6 +85,7 @@ pub(super) struct Ensemble {
     config: Config,
     tls: Option<Tls>,
     pub(super) grants: Grants,
+    knows_multi_read: Knowledge,
 }
 
 #[async_trait(?Send)]
@@ -107,11 +114,36 @@ impl Connector for ZooKeeperConnector {
     }
 
     async fn connect(&self, _index: usize) -> Result<Rc<dyn Backend>> {
-        let session = self.ensemble.open(self.ensemble.config.options.session_timeout, Pace::Calm).await?;
-        let root = session.paths.dir(&Dir::root());
-        let asked = session.client.check_stat(&root).await;
-        asked.map_err(|failure| errors::of_connect(&session.servers, failure))?;
+        let open = || self.ensemble.open(self.ensemble.config.options.session_timeout, Pace::Calm);
+        let mut session = open().await?;
+        for _ in 0..QUESTIONS {
+            if answers(&session).await? {
+                return Ok(Rc::new(ZooKeeper::new(session, self.ensemble.clone())));
+            }
+            session = open().await?;
+        }
+        self.ensemble.knows_multi_read.store(false, Ordering::Relaxed);
+        answers(&session).await?;
         Ok(Rc::new(ZooKeeper::new(session, self.ensemble.clone())))
+    }
+}
+
+/// Fails unless the server answers; `false`: it then hung up on the question whether it knows what it takes to read many znodes
+/// together.
+async fn answers(session: &Session) -> Result<bool> {
+    let root = session.paths.dir(&Dir::root());
+    let asked = session.client.check_stat(&root);
+    let known = async {
+        match session.together.portion.knows_multi_read() {
+            true => session.together.prove(&root).await,
+            false => Ok(true),
+        }
+    };
+    let (asked, known) = tokio::join!(asked, known);
+    asked.map_err(|failure| errors::of_connect(&session.servers, failure))?;
+    match known {
+        Err(Failure::ConnectionLoss) => Ok(false),
+        known => known.map_err(|failure| errors::of_connect(&session.servers, failure)),
     }
 }
 
@@ -127,10 +159,10 @@ impl Ensemble {
         let client = client.map_err(|failure| errors::of_connect(&servers, failure))?;
         let paths = Paths::new(self.config.namespace.clone());
         let acls = if self.config.credentials.is_some() { Acls::creator_all() } else { Acls::anyone_all() };
-        Ok(Session::new(client, paths, acls, servers))
+        Ok(Session::new(client, paths, acls, servers, self.knows_multi_read.clone()))
     }
 
-    async fn client(&self, servers: &str, timeout: Duration, pace: Pace) -> Result<Client, zookeeper_client::Error> {
+    async fn client(&self, servers: &str, timeout: Duration, pace: Pace) -> Result<Client, Failure> {
         let mut connector = Client::connector()
             .with_session_timeout(timeout)
             .with_connection_timeout(self.connection_timeout(timeout, pace))

@@ -35,15 +35,7 @@ impl Session {
     /// The key, if it exists.
     pub(super) async fn read(&self, key: &Key, consistency: Consistency) -> Result<Option<KvPair>> {
         let path = self.paths.key(key);
-        let synced = self.synced(consistency, &path);
-        let read = self.client.get_data(&path);
-        let (synced, read) = tokio::join!(synced, read);
-        synced?;
-        let (data, stat) = match read {
-            Ok(read) => read,
-            Err(Failure::NoNode) => return Ok(None),
-            Err(failure) => return Err(self.read_error(failure)),
-        };
+        let Some((data, stat)) = self.data(&path, consistency).await? else { return Ok(None) };
         let node = Node::of(stat, &data);
         if node.is_key() {
             return Ok(Some(KvPair { key: key.clone(), value: node::decode(data), version: node::version(&stat) }));
@@ -61,7 +53,7 @@ impl Session {
     pub(super) async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
         let (path, data) = (self.paths.key(key), node::encode(value));
         for _ in 0..ATTEMPTS {
-            let written = match self.client.set_data(&path, &data, None).await {
+            let written = match self.together.write(&path, &data, None).await {
                 Ok(stat) => self.made_permanent(&path, &data, stat).await?,
                 Err(Failure::NoNode) => self.create(&path, &data, CreateMode::Persistent).await?,
                 Err(failure) => return Err(self.write_error(failure)),

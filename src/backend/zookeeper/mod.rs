@@ -2,7 +2,8 @@
 //!
 //! - `connect` and `tls`: opening a session with an ensemble.
 //! - `path` and `node`: how a key becomes a znode, and which znodes are keys.
-//! - `session`: the steps that calls are made of; `batch`: several of them at one moment.
+//! - `session`: the steps that calls are made of; `batch`: several of them at one moment;
+//!   `gathered`: what many ask at once.
 //! - `key`, `walk` and `tree`, `lease`, `txn`: the calls.
 //! - `lock` and `contest`: locks; `grant`: the sessions that they hang on; `contender` and `published`: what is in a lock's znode;
 //!   `hunch`: what to expect of it.
@@ -17,6 +18,7 @@ mod contender;
 mod contest;
 mod doubt;
 mod errors;
+mod gathered;
 mod grant;
 mod hub;
 mod hunch;

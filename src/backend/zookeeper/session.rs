@@ -7,6 +7,7 @@
 use super::batch::{Batch, is_conflict};
 use super::doubt::Doubts;
 use super::errors;
+use super::gathered::{Data, Knowledge, Together};
 use super::hunch::Hunch;
 use super::node::{self, Node};
 use super::path::{self, Paths};
@@ -18,9 +19,9 @@ use zookeeper_client::{Acls, Client, CreateMode, Error as Failure, Stat};
 pub(super) const ATTEMPTS: usize = 32;
 
 /// A session, and what is known about the ensemble and the namespace. Dropping it ends the session.
-#[derive(Debug)]
 pub(super) struct Session {
     pub(super) client: Client,
+    pub(super) together: Together,
     pub(super) paths: Paths,
     pub(super) acls: Acls<'static>,
     /// The servers' names, for people.
@@ -33,9 +34,16 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(client: Client, paths: Paths, acls: Acls<'static>, servers: String) -> Self {
+    pub(super) fn new(
+        client: Client,
+        paths: Paths,
+        acls: Acls<'static>,
+        servers: String,
+        knows_multi_read: Knowledge,
+    ) -> Self {
         let (doubts, taken, wanted) = (Doubts::new(), Hunch::default(), Hunch::default());
-        Session { client, paths, acls, servers, doubts, taken, wanted }
+        let together = Together::new(&client, knows_multi_read);
+        Session { client, together, paths, acls, servers, doubts, taken, wanted }
     }
 }
 
@@ -64,15 +72,18 @@ impl Session {
         }
     }
 
-    /// What the znode is. Its data is read only where the stat alone doesn't tell.
+    /// A znode's data and stat; none where there is no znode.
+    pub(super) async fn data(&self, path: &str, consistency: Consistency) -> Result<Option<Data>> {
+        self.unless_gone(self.together.read(path, consistency == Consistency::Linearizable).await)
+    }
+
+    /// What the znode is. Its data is read only where the stat alone doesn't tell, and where many look at once at what is small.
     pub(super) async fn look(&self, path: &str, consistency: Consistency) -> Result<Node> {
-        let synced = self.synced(consistency, path);
-        let stat = self.client.check_stat(path);
-        let (synced, stat) = tokio::join!(synced, stat);
-        synced?;
-        match stat.map_err(|failure| self.read_error(failure))? {
-            Some(stat) => self.identify(path, stat).await,
+        let looked = self.together.look(path, consistency == Consistency::Linearizable).await;
+        match self.unless_gone(looked)? {
             None => Ok(Node::Missing),
+            Some((stat, Some(data))) => Ok(Node::of(stat, &data)),
+            Some((stat, None)) => self.identify(path, stat).await,
         }
     }
 
@@ -150,7 +161,7 @@ impl Session {
         mode: CreateMode,
     ) -> Result<Stat, Failure> {
         if mode == CreateMode::Persistent && !node::goes_away(stat) {
-            return self.client.set_data(path, data, Some(stat.version)).await;
+            return self.together.write(path, data, Some(stat.version)).await;
         }
         let mut batch = Batch::new(self);
         batch.delete(path, stat.version);

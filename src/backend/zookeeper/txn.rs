@@ -7,6 +7,7 @@
 
 use super::batch::{self, Batch, is_conflict};
 use super::errors;
+use super::gathered::Data;
 use super::node::{self, ANY_VERSION, Node};
 use super::path;
 use super::published::Published;
@@ -140,25 +141,44 @@ impl Session {
     }
 
     async fn survey(&self, parts: &Parts<'_>) -> Result<View> {
-        let synced = self.synced(Consistency::Linearizable, "/");
-        let stats = self.send_stats(parts.keys());
-        let (synced, stats) = tokio::join!(synced, stats);
-        synced?;
         let (mut nodes, mut published) = (BTreeMap::new(), BTreeMap::new());
-        for (path, stat) in stats? {
-            let node = match stat {
-                Some(stat) => self.identify(&path, stat).await?,
-                None => Node::Missing,
-            };
-            if let Some(found) = self.published_at(&path, &node).await? {
-                published.insert(path.clone(), found);
+        for (path, node) in self.nodes(parts).await? {
+            if let Some(found) = self.published_at(path, &node).await? {
+                published.insert(path.to_owned(), found);
             }
-            nodes.insert(path, node);
+            nodes.insert(path.to_owned(), node);
         }
         let missing = nodes.iter().filter(|(_, node)| node.stat().is_none());
         let above: BTreeSet<String> = missing.flat_map(|(path, _)| path::ancestors(path)).map(str::to_owned).collect();
         let above = self.send_stats(above.iter()).await?;
         Ok(View { nodes, published, above })
+    }
+
+    /// The znodes of a transaction's keys; read whole where they are small, as one request does for all of them then.
+    async fn nodes<'t>(&self, parts: &'t Parts<'_>) -> Result<Vec<(&'t str, Node)>> {
+        if parts.len() > 1 && self.together.portion.is_large() {
+            let read = self.together.read_all(parts.keys().map(String::as_str)).await;
+            let read = read.map_err(|failure| self.read_error(failure))?;
+            let node = |(path, read): (&'t String, Result<Data, Failure>)| {
+                let read = self.unless_gone(read)?;
+                Ok((path.as_str(), read.map_or(Node::Missing, |(data, stat)| Node::of(stat, &data))))
+            };
+            return parts.keys().zip(read).map(node).collect();
+        }
+        let synced = self.synced(Consistency::Linearizable, "/");
+        let stats = self.send_stats(parts.keys());
+        let (synced, stats) = tokio::join!(synced, stats);
+        synced?;
+        let stats = stats?;
+        let mut nodes = Vec::with_capacity(parts.len());
+        for path in parts.keys() {
+            let node = match stats.get(path).copied().flatten() {
+                Some(stat) => self.identify(path, stat).await?,
+                None => Node::Missing,
+            };
+            nodes.push((path.as_str(), node));
+        }
+        Ok(nodes)
     }
 
     fn send_stats<'p>(

@@ -1,22 +1,28 @@
 //! Walking what is beneath a directory.
 //!
-//! ZooKeeper has no request for a whole tree: a walk asks znode by znode, [`IN_FLIGHT`] at a time, those first that come
-//! first in the order of the keys' bytes. It ends as soon as enough is found and nothing unread could come before it.
+//! ZooKeeper has no request for a whole tree: a walk asks for many znodes at a time, those first that come first in the order of
+//! the keys' bytes. It ends as soon as enough is found and nothing unread could come before it.
 
 use super::contender::Line;
+use super::gathered::{Data, Part, read_together};
 use super::node::{self, Node};
 use super::published::Published;
 use super::session::Session;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::KvPair;
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
-use zookeeper_client::{Error as Failure, Stat};
+use zookeeper_client::{Error as Failure, MultiReadResult, Stat};
 
-/// How many requests of one walk are on their way at once.
+/// How many znodes one walk asks for at once, if each takes a request of its own.
 const IN_FLIGHT: usize = 64;
+/// How many requests of one walk are on their way at once, if each is for many znodes.
+const REQUESTS: usize = 4;
+/// How many more znodes are asked for than are needed: some may be no keys.
+const SPARE: usize = 8;
 
 /// What a walk is after.
 #[derive(Clone, Copy)]
@@ -52,9 +58,10 @@ pub(super) struct Found {
 }
 
 impl Found {
-    fn new(node: Node, value: Bytes) -> Option<Self> {
+    /// A znode without a value; none where it is missing.
+    fn bare(node: Node) -> Option<Self> {
         let stat = *node.stat()?;
-        Some(Found { node, stat, value, published: None, contenders: Vec::new() })
+        Some(Found { node, stat, value: Bytes::new(), published: None, contenders: Vec::new() })
     }
 
     pub(super) fn is_key(&self) -> bool {
@@ -106,14 +113,27 @@ struct Seen {
     unread: bool,
 }
 
+/// What a znode's own data says about it.
+enum Sifted {
+    Seen(Seen),
+    /// What it is depends on its children.
+    Unclear(Found),
+}
+
 /// A walk in progress.
 struct Walk<'q> {
     quest: Quest<'q>,
     /// Not asked yet.
     open: BTreeSet<Visit>,
-    /// Asked and not answered yet.
+    /// The first of each request that is not answered yet.
     asked: BTreeSet<Visit>,
     found: BTreeMap<Key, Found>,
+}
+
+/// What one request was for, and what came of each.
+struct Answer {
+    visits: Vec<Visit>,
+    seen: Vec<Seen>,
 }
 
 impl Session {
@@ -124,25 +144,73 @@ impl Session {
         let mut answers = FuturesUnordered::new();
         walk.open_children(self, dir, names);
         while !walk.is_complete() {
-            while let Some(visit) = walk.next_visit() {
-                answers.push(self.visit(visit, quest));
+            while let Some(visits) = walk.next_visits(self.together.portion.size()) {
+                answers.push(self.visit(visits, quest));
             }
             let Some(answer) = answers.next().await else { break };
-            let (visit, seen) = answer?;
-            walk.take(self, &visit, seen);
+            walk.take(self, answer?);
         }
         Ok(walk.found)
     }
 
-    async fn visit(&self, visit: Visit, quest: Quest<'_>) -> Result<(Visit, Seen)> {
-        let path = self.paths.key(&visit.key);
+    /// Asks for these, in one request where that is no more than what is wanted: it brings the data too.
+    async fn visit(&self, visits: Vec<Visit>, quest: Quest<'_>) -> Result<Answer> {
+        let paths: Vec<_> = visits.iter().map(|visit| self.paths.key(&visit.key)).collect();
+        if visits.len() > 1 && (quest.values || self.together.portion.is_large()) {
+            let part = |visit: &Visit| if visit.is_children() { Part::Children } else { Part::Data };
+            let asked: Vec<_> = paths.iter().zip(&visits).map(|(path, visit)| (path.as_str(), part(visit))).collect();
+            let sent = read_together(&self.client, &self.together.portion, &asked);
+            let answered = match sent {
+                Ok(sent) => sent.await,
+                Err(failure) => Err(failure),
+            };
+            if let Some(parts) = answered.map_err(|failure| self.read_error(failure))? {
+                return Ok(Answer { seen: self.see_all(&paths, parts, quest).await?, visits });
+            }
+        }
+        let seen = visits.iter().zip(&paths).map(|(visit, path)| self.see(visit, path, quest));
+        Ok(Answer { seen: try_join_all(seen).await?, visits })
+    }
+
+    /// What one request found out about each of these.
+    async fn see_all(&self, paths: &[String], parts: Vec<MultiReadResult>, quest: Quest<'_>) -> Result<Vec<Seen>> {
+        let (mut seen, mut rest) = (Vec::with_capacity(parts.len()), Vec::new());
+        for (path, part) in paths.iter().zip(parts) {
+            seen.push(match part {
+                MultiReadResult::Error { err: Failure::NoNode } => Seen::default(),
+                MultiReadResult::Error { err } => return Err(self.read_error(err)),
+                MultiReadResult::Children { children } => Seen { children, ..Seen::default() },
+                MultiReadResult::Data { data, stat } => match self.sift((data, stat), quest) {
+                    Sifted::Seen(seen) => seen,
+                    Sifted::Unclear(found) => {
+                        rest.push((seen.len(), path, found));
+                        Seen::default()
+                    }
+                },
+                other => {
+                    let reason = format!("a multiRead was answered with {other:?}");
+                    return Err(self.read_error(Failure::UnexpectedError(reason)));
+                }
+            });
+        }
+        let clear = rest.into_iter().map(async |(at, path, found)| {
+            let seen = self.see_line(path, found, quest).await?;
+            Ok::<_, Error>((at, seen))
+        });
+        for (at, clear) in try_join_all(clear).await? {
+            seen[at] = clear;
+        }
+        Ok(seen)
+    }
+
+    async fn see(&self, visit: &Visit, path: &str, quest: Quest<'_>) -> Result<Seen> {
         let seen = match (visit.is_children(), quest.values) {
-            (true, _) => self.see_names(&path).await?,
-            (false, true) => self.see_value(&path, quest.descend).await?,
-            (false, false) => self.see_node(&path, quest.descend).await?,
+            (true, _) => self.see_names(path).await?,
+            (false, true) => self.see_value(path, quest).await?,
+            (false, false) => self.see_node(path, quest.descend).await?,
         };
         // A znode that has gone since its name was read is as if it had never been.
-        Ok((visit, seen.unwrap_or_default()))
+        Ok(seen.unwrap_or_default())
     }
 
     async fn see_names(&self, path: &str) -> Result<Option<Seen>> {
@@ -150,22 +218,37 @@ impl Session {
         Ok(names.map(|children| Seen { children, ..Seen::default() }))
     }
 
-    async fn see_value(&self, path: &str, descend: bool) -> Result<Option<Seen>> {
-        let Some((data, stat)) = self.unless_gone(self.client.get_data(path).await)? else { return Ok(None) };
-        let node = Node::of(stat, &data);
-        let Some(mut found) = Found::new(node, node::decode(data)) else { return Ok(None) };
-        if node.is_key() || stat.num_children == 0 {
-            return Ok(Some(Seen {
-                found: Some(found),
-                children: Vec::new(),
-                unread: descend && stat.num_children > 0,
-            }));
+    async fn see_value(&self, path: &str, quest: Quest<'_>) -> Result<Option<Seen>> {
+        let Some(data) = self.unless_gone(self.client.get_data(path).await)? else { return Ok(None) };
+        match self.sift(data, quest) {
+            Sifted::Seen(seen) => Ok(Some(seen)),
+            Sifted::Unclear(found) => self.see_line(path, found, quest).await.map(Some),
         }
-        // It may be a lock: its children tell. If the walk goes there anyway, this is when it reads their names.
+    }
+
+    /// What a znode's own data says about it.
+    fn sift(&self, (data, stat): Data, quest: Quest<'_>) -> Sifted {
+        self.together.portion.learn(&stat);
+        let node = Node::of(stat, &data);
+        let value = if quest.values { node::decode(data) } else { Bytes::new() };
+        let found = Found { node, stat, value, published: None, contenders: Vec::new() };
+        // It may be a lock, or have a line of contenders that goes with it: its children tell.
+        if stat.num_children > 0 && (quest.vacant || !node.is_key()) {
+            return Sifted::Unclear(found);
+        }
+        let unread = quest.descend && stat.num_children > 0;
+        Sifted::Seen(Seen { found: Some(found), children: Vec::new(), unread })
+    }
+
+    /// What the children of a znode say about it. If the walk goes there anyway, this is when it reads their names.
+    async fn see_line(&self, path: &str, mut found: Found, quest: Quest<'_>) -> Result<Seen> {
         let names = self.unless_gone(self.client.list_children(path).await)?.unwrap_or_default();
-        found.published = self.published_among(path, &names).await?;
-        let children = if descend { names } else { Vec::new() };
-        Ok(Some(Seen { found: Some(found), children, unread: false }))
+        if !found.node.is_key() {
+            found.published = self.published_among(path, &names).await?;
+        }
+        found.contenders = Line::of(&names).names().map(str::to_owned).collect();
+        let children = if quest.descend { names } else { Vec::new() };
+        Ok(Seen { found: Some(found), children, unread: false })
     }
 
     /// One request brings both the stat and the names of the children, where those are wanted.
@@ -176,7 +259,8 @@ impl Session {
         };
         let Some((children, stat)) = read else { return Ok(None) };
         let node = self.identify(path, stat).await?;
-        let Some(mut found) = Found::new(node, Bytes::new()) else { return Ok(None) };
+        let Some(mut found) = Found::bare(node) else { return Ok(None) };
+        self.together.portion.learn(&stat);
         found.published = match descend {
             _ if node.is_key() => None,
             true => self.published_among(path, &children).await?,
@@ -196,25 +280,37 @@ impl Session {
 }
 
 impl Walk<'_> {
-    fn next_visit(&mut self) -> Option<Visit> {
-        if self.asked.len() >= IN_FLIGHT {
+    /// What to ask for next, in requests for so many znodes each; none where enough is on its way.
+    fn next_visits(&mut self, portion: usize) -> Option<Vec<Visit>> {
+        if self.asked.len() >= REQUESTS.max(IN_FLIGHT / portion) {
             return None;
         }
-        let visit = self.open.pop_first()?;
-        self.asked.insert(visit.clone());
-        Some(visit)
+        let missing = self.quest.enough.saturating_sub(self.found.len()).saturating_add(SPARE);
+        let visits: Vec<_> = std::iter::from_fn(|| self.open.pop_first()).take(portion.min(missing)).collect();
+        self.asked.insert(visits.first()?.clone());
+        Some(visits)
     }
 
-    fn take(&mut self, session: &Session, visit: &Visit, seen: Seen) {
-        self.asked.remove(visit);
-        self.open_children(session, &visit.key.as_dir(), &seen.children);
+    fn take(&mut self, session: &Session, Answer { visits, seen }: Answer) {
+        if let Some(first) = visits.first() {
+            self.asked.remove(first);
+        }
+        for (visit, seen) in visits.into_iter().zip(seen) {
+            self.take_one(session, visit, seen);
+        }
+    }
+
+    fn take_one(&mut self, session: &Session, visit: Visit, seen: Seen) {
+        if !seen.children.is_empty() {
+            self.open_children(session, &visit.key.as_dir(), &seen.children);
+        }
         if seen.unread {
             self.open(Visit::children(visit.key.clone()));
         }
         let behind = self.quest.after.is_none_or(|after| visit.key > *after);
         let found = seen.found.filter(|found| behind && (found.is_key() || self.quest.vacant));
         if let Some(found) = found {
-            self.found.insert(visit.key.clone(), found);
+            self.found.insert(visit.key, found);
         }
     }
 

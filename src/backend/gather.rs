@@ -1,0 +1,313 @@
+//! [`Gatherer`]: what many callers ask at the same time goes to the server together.
+//!
+//! A few calls at a time go on their own, at once. Who comes while that many are on their way waits in line; as soon as one of them
+//! is back, all who wait go together in one request. So nobody waits where there is little to do, and the busier a
+//! store is, the less each call costs.
+
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+/// What can be asked together with others of its kind.
+pub(crate) trait Gathered: Sized + 'static {
+    type Answer: 'static;
+    /// Who is asked.
+    type Server: 'static;
+
+    /// Whether this may join those. The first of a batch isn't asked.
+    fn joins(&self, batch: &[Job<Self>]) -> bool;
+
+    /// Carries out what came together, one or more, and answers each.
+    fn carry_out(server: &Self::Server, batch: Vec<Job<Self>>) -> LocalBoxFuture<'static, ()>;
+}
+
+/// What is asked, and who waits for the answer.
+pub(crate) struct Job<A: Gathered> {
+    pub(crate) asked: A,
+    reply: oneshot::Sender<A::Answer>,
+}
+
+impl<A: Gathered> Job<A> {
+    /// Tells the caller, if it is still there.
+    pub(crate) fn answer(self, answer: A::Answer) {
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// The lanes to the server, and the line before them.
+struct Traffic<A: Gathered> {
+    server: A::Server,
+    state: Mutex<State<A>>,
+}
+
+struct State<A: Gathered> {
+    free_lanes: usize,
+    line: VecDeque<Job<A>>,
+}
+
+/// Gathers what is asked while others are on their way. Dropping it ends what is on its way together: it belongs to a session.
+pub(crate) struct Gatherer<A: Gathered> {
+    traffic: Arc<Traffic<A>>,
+    batches: Mutex<JoinSet<()>>,
+}
+
+impl<A: Gathered> Gatherer<A> {
+    /// At most so many requests are on their way at once.
+    pub(crate) fn new(lanes: usize, server: A::Server) -> Self {
+        let state = Mutex::new(State { free_lanes: lanes, line: VecDeque::new() });
+        Gatherer { traffic: Arc::new(Traffic { server, state }), batches: Mutex::default() }
+    }
+
+    /// A lane for the caller alone, which keeps it until its call is over; none while it has to go with [others](Self::ask).
+    pub(crate) fn lane(&self) -> Option<Lane<'_, A>> {
+        let taken = self.traffic.take_lane()?;
+        Some(Lane { gatherer: self, taken: Some(taken) })
+    }
+
+    /// Asks together with others; none where the batch ended without an answer, as its driver panicked or the session is over. Who
+    /// stops waiting before its batch sets off doesn't go.
+    pub(crate) async fn ask(&self, asked: A) -> Option<A::Answer> {
+        let (reply, answer) = oneshot::channel();
+        self.traffic.state().line.push_back(Job { asked, reply });
+        self.dispatch();
+        answer.await.ok()
+    }
+
+    /// Lets those who wait go while there are lanes for them.
+    fn dispatch(&self) {
+        while self.traffic.is_awaited() {
+            let Some(lane) = self.traffic.take_lane() else { return };
+            let batch = self.traffic.next_batch();
+            let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+            while batches.try_join_next().is_some() {}
+            batches.spawn_local(lane.run(batch));
+        }
+    }
+}
+
+impl<A: Gathered> Traffic<A> {
+    /// Nothing panics while this is held.
+    fn state(&self) -> MutexGuard<'_, State<A>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_awaited(&self) -> bool {
+        !self.state().line.is_empty()
+    }
+
+    fn take_lane(self: &Arc<Self>) -> Option<Taken<A>> {
+        let mut state = self.state();
+        state.free_lanes = state.free_lanes.checked_sub(1)?;
+        Some(Taken(self.clone()))
+    }
+
+    /// Those at the head of the line who may go together; nobody where nobody waits any more.
+    fn next_batch(&self) -> Vec<Job<A>> {
+        let line = &mut self.state().line;
+        let mut batch = Vec::with_capacity(line.len());
+        while let Some(job) = line.pop_front() {
+            if job.reply.is_closed() {
+                continue;
+            }
+            if !batch.is_empty() && !job.asked.joins(&batch) {
+                line.push_front(job);
+                break;
+            }
+            batch.push(job);
+        }
+        batch
+    }
+}
+
+/// A lane that is taken until this is dropped.
+struct Taken<A: Gathered>(Arc<Traffic<A>>);
+
+impl<A: Gathered> Taken<A> {
+    /// Carries out batch after batch until nobody waits.
+    async fn run(self, mut batch: Vec<Job<A>>) {
+        while !batch.is_empty() {
+            let done = AssertUnwindSafe(A::carry_out(&self.0.server, batch)).catch_unwind().await;
+            if done.is_err() {
+                warn!("the driver panicked over calls that it carried out together");
+            }
+            batch = self.0.next_batch();
+        }
+    }
+}
+
+impl<A: Gathered> Drop for Taken<A> {
+    fn drop(&mut self) {
+        self.0.state().free_lanes += 1;
+    }
+}
+
+/// A lane that one caller has for itself. Those who came meanwhile go when it is dropped.
+pub(crate) struct Lane<'g, A: Gathered> {
+    gatherer: &'g Gatherer<A>,
+    taken: Option<Taken<A>>,
+}
+
+impl<A: Gathered> Drop for Lane<'_, A> {
+    fn drop(&mut self) {
+        drop(self.taken.take());
+        self.gatherer.dispatch();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::future::join_all;
+    use futures_util::poll;
+    use std::pin::pin;
+    use tokio::sync::Semaphore;
+    use tokio::task::LocalSet;
+
+    /// What a server was asked, batch by batch; it answers when it is let.
+    struct Server {
+        batches: Mutex<Vec<Vec<u32>>>,
+        answers: Semaphore,
+    }
+
+    /// A number that goes with smaller ones only.
+    struct Number(u32);
+
+    impl Gathered for Number {
+        type Answer = u32;
+        type Server = Arc<Server>;
+
+        fn joins(&self, batch: &[Job<Number>]) -> bool {
+            batch.iter().all(|job| job.asked.0 < self.0)
+        }
+
+        fn carry_out(server: &Arc<Server>, batch: Vec<Job<Number>>) -> LocalBoxFuture<'static, ()> {
+            server.batches.lock().unwrap().push(batch.iter().map(|job| job.asked.0).collect());
+            let server = server.clone();
+            async move {
+                server.answers.acquire().await.unwrap().forget();
+                assert!(batch.iter().all(|job| job.asked.0 != 13), "an unlucky number");
+                batch.into_iter().for_each(|job| {
+                    let doubled = 2 * job.asked.0;
+                    job.answer(doubled);
+                });
+            }
+            .boxed_local()
+        }
+    }
+
+    fn scene(lanes: usize) -> (Arc<Gatherer<Number>>, Arc<Server>) {
+        let server = Arc::new(Server { batches: Mutex::default(), answers: Semaphore::new(0) });
+        (Arc::new(Gatherer::new(lanes, server.clone())), server)
+    }
+
+    async fn settle() {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_the_lanes_are_taken_goes_together_when_one_is_free() {
+        let (gatherer, server) = scene(2);
+        let test = async {
+            let (first, second) = (gatherer.lane().unwrap(), gatherer.lane().unwrap());
+            assert!(gatherer.lane().is_none());
+            let mut asked = pin!(join_all([1, 2, 3].map(|number| gatherer.ask(Number(number)))));
+            assert!(poll!(&mut asked).is_pending());
+            settle().await;
+            assert!(server.batches.lock().unwrap().is_empty());
+            drop(first);
+            settle().await;
+            assert_eq!(*server.batches.lock().unwrap(), [[1, 2, 3]]);
+            server.answers.add_permits(1);
+            assert_eq!(asked.await, [Some(2), Some(4), Some(6)]);
+            drop(second);
+            settle().await;
+            assert!(gatherer.lane().is_some() && gatherer.traffic.state().free_lanes == 2);
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn a_batch_takes_only_who_may_join_it() {
+        let (gatherer, server) = scene(1);
+        let test = async {
+            let lane = gatherer.lane();
+            let mut asked = pin!(join_all([5, 7, 6, 8, 1].map(|number| gatherer.ask(Number(number)))));
+            assert!(poll!(&mut asked).is_pending());
+            drop(lane);
+            server.answers.add_permits(3);
+            assert_eq!(asked.await, [Some(10), Some(14), Some(12), Some(16), Some(2)]);
+            assert_eq!(*server.batches.lock().unwrap(), [vec![5, 7], vec![6, 8], vec![1]]);
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn who_has_stopped_waiting_does_not_go() {
+        let (gatherer, server) = scene(1);
+        let test = async {
+            let lane = gatherer.lane();
+            let mut stays = pin!(gatherer.ask(Number(2)));
+            {
+                let mut leaves = pin!(gatherer.ask(Number(1)));
+                assert!(poll!(&mut leaves).is_pending() && poll!(&mut stays).is_pending());
+            }
+            drop(lane);
+            server.answers.add_permits(1);
+            assert_eq!(stays.await, Some(4));
+            assert_eq!(*server.batches.lock().unwrap(), [[2]]);
+            // A line of such callers only leaves the lane free.
+            let lane = gatherer.lane();
+            {
+                let mut leaves = pin!(gatherer.ask(Number(1)));
+                assert!(poll!(&mut leaves).is_pending());
+            }
+            drop(lane);
+            settle().await;
+            assert_eq!(gatherer.traffic.state().free_lanes, 1);
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_batch_and_no_other() {
+        let (gatherer, server) = scene(1);
+        let test = async {
+            let lane = gatherer.lane();
+            let mut asked = pin!(join_all([13, 3].map(|number| gatherer.ask(Number(number)))));
+            assert!(poll!(&mut asked).is_pending());
+            drop(lane);
+            server.answers.add_permits(2);
+            assert_eq!(asked.await, [None, Some(6)]);
+            settle().await;
+            assert!(gatherer.lane().is_some());
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn nothing_outlives_the_gatherer() {
+        let (gatherer, server) = scene(1);
+        let test = async {
+            let asked = tokio::task::spawn_local({
+                let gatherer = gatherer.clone();
+                async move { gatherer.ask(Number(1)).await }
+            });
+            settle().await;
+            assert_eq!(*server.batches.lock().unwrap(), [[1]]);
+            asked.abort();
+            drop(gatherer);
+            settle().await;
+            server.answers.add_permits(1);
+            settle().await;
+            assert_eq!((server.answers.available_permits(), Arc::strong_count(&server)), (1, 1));
+        };
+        LocalSet::new().run_until(test).await;
+    }
+}
