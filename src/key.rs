@@ -151,7 +151,19 @@ impl Namespace {
     /// program may have written anything).
     pub fn key(&self, path: &str) -> Option<Key> {
         let inside = self.0.relative(path)?;
-        Key::parse(inside).ok().filter(|key| key.as_str() == inside)
+        match is_plain(inside) {
+            true => Some(Key(inside.into())),
+            false => Key::parse(inside).ok().filter(|key| key.as_str() == inside),
+        }
+    }
+
+    /// As [`key`](Self::key), of a text that the key can share.
+    #[cfg(any(feature = "local", feature = "memory"))]
+    pub(crate) fn shared_key(&self, path: &Arc<str>) -> Option<Key> {
+        match self.is_root() && is_plain(path) {
+            true => Some(Key(path.clone())),
+            false => self.key(path),
+        }
     }
 
     fn join(&self, path: &str) -> String {
@@ -166,8 +178,30 @@ impl Namespace {
     }
 }
 
+/// Whether `path` is a key in its normal form, as far as one look at each byte can tell. Nearly every key is: the others have
+/// characters beyond ASCII, or segments that start with a dot.
+fn is_plain(path: &str) -> bool {
+    let mut before = b'/';
+    for byte in path.bytes() {
+        let is_fine = match byte {
+            // No segment is empty, and none is `.` or `..`.
+            b'/' | b'.' => before != b'/',
+            b' '..=b'~' => true,
+            _ => false,
+        };
+        if !is_fine {
+            return false;
+        }
+        before = byte;
+    }
+    before != b'/' && path.len() <= Key::MAX_LEN
+}
+
 /// The normal form of `path`, checked; empty for the root.
 fn normalise(path: &str) -> Result<Arc<str>> {
+    if is_plain(path) {
+        return Ok(path.into());
+    }
     if let Some(reason) = path.chars().find_map(forbidden) {
         return Err(invalid(path, reason));
     }
@@ -392,6 +426,13 @@ mod tests {
             let path = if inside { format!("{dir}/{path}") } else { path };
             if let Some(key) = namespace.key(&path) {
                 prop_assert_eq!(namespace.path(&key), path);
+            }
+        }
+
+        #[test]
+        fn what_looks_plain_is_a_key_in_its_normal_form(path in any_path()) {
+            if is_plain(&path) {
+                prop_assert_eq!(by_the_rules(&path).filter(|form| !form.is_empty()), Some(path));
             }
         }
 

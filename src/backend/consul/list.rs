@@ -3,6 +3,7 @@
 use super::codec::{Entry, Meta, encode_path};
 use super::http::freshness;
 use super::read::{Extent, Way};
+use super::watch::sorted;
 use super::{Consul, version};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
@@ -13,19 +14,21 @@ impl Consul {
     /// The keys beneath `dir` with their values.
     pub(super) async fn pairs(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
         let shown = self.show(&self.namespace.prefix(dir), Extent::Tree, options.consistency).await?;
-        let entries: Vec<Entry<'_>> = self.parse(&shown)?;
+        // Keys are sorted as their paths are.
+        let entries: Vec<Entry<'_>> = sorted(self.parse(&shown)?);
+        let mut any = false;
         let keys = entries.iter().filter_map(|entry| Some((self.namespace.key(&entry.path)?, entry)));
-        let mut keys: Vec<_> = keys.collect();
-        let empty = keys.is_empty();
-        keys.retain(|(key, _)| is_listed(dir, options, key));
-        keys.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        let page = Page::cut(keys, options.limit, false, |(key, _)| key);
-        if empty {
+        let mut listed = keys.inspect(|_| any = true).filter(|(key, _)| is_listed(dir, options, key));
+        let limit = options.limit.unwrap_or(usize::MAX);
+        let mut pairs = Vec::with_capacity(likely(options, entries.len()));
+        for (key, entry) in listed.by_ref().take(limit) {
+            pairs.push(KvPair { key, value: self.http.value(entry)?, version: version(entry.index) });
+        }
+        let more = listed.next().is_some();
+        if !any {
             self.require(dir, options).await?;
         }
-        let pair = |(key, entry)| Ok(KvPair { key, value: self.http.value(entry)?, version: version(entry.index) });
-        let items = page.items.into_iter().map(pair).collect::<Result<_>>()?;
-        Ok(Page { items, next: page.next })
+        Ok(Page::cut(pairs, options.limit, more, |pair| &pair.key))
     }
 
     /// The keys beneath `dir`.
@@ -95,6 +98,14 @@ struct Paths {
     any_key: bool,
     /// Whether there is a directory, beneath which there may be keys, or just what other programs call directories.
     any_directory: bool,
+}
+
+/// How many of so many entries a listing is likely to show: whoever keeps it shouldn't keep room for those that it leaves out.
+fn likely(options: &ListOptions, entries: usize) -> usize {
+    match (options.depth, &options.after) {
+        (Depth::Recursive, None) => options.limit.map_or(entries, |limit| limit.min(entries)),
+        _ => 0,
+    }
 }
 
 fn is_listed(dir: &Dir, options: &ListOptions, key: &Key) -> bool {

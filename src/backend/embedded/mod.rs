@@ -194,8 +194,10 @@ impl<E: Engine> Embedded<E> {
         let after = options.after.as_ref().map(|after| self.namespace.path(after));
         let beneath = state.beneath(&prefix, after.as_deref(), options.depth, now);
         let take = options.limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
-        let items: Vec<T> =
-            beneath.filter_map(|(path, entry)| Some(item(self.namespace.key(path)?, entry))).take(take).collect();
+        let items: Vec<T> = beneath
+            .filter_map(|(path, entry)| Some(item(self.namespace.shared_key(path)?, entry)))
+            .take(take)
+            .collect();
         if items.is_empty() && options.after.is_none() {
             self.directory_exists(state, dir, options.depth, now)?;
         }

@@ -137,6 +137,9 @@ async fn scan<T>(
         at = at.pinned(session, &answer)?;
         pager.adapt(&answer);
         let next = answer.kvs().last().filter(|_| answer.more()).map(|last| next(last.key(), &prefix, options.depth));
+        if options.depth == Depth::Recursive {
+            entries.reserve(answer.kvs().len());
+        }
         for found in answer.take_kvs() {
             let Some(key) = session.key(&found.0) else { continue };
             anything = true;
