@@ -2,8 +2,8 @@
 //! (`get_and_watch_data`) takes the same two ways, and misses what happens between them.
 //!
 //! Calls are the requests that our driver makes, sent as early as they can be: a read is a sync and a read behind it, on the way
-//! together; what writes to a version looks first; a listing asks
-//! for many of its znodes at once.
+//! together; what writes to a version looks first; a listing reads
+//! many znodes in one request.
 //!
 //! A lock is ZooKeeper's own recipe: an ephemeral sequential znode and, in the same round trip, a look at the line; a delete.
 //! Who waits watches the one ahead, and then looks again.
@@ -11,9 +11,10 @@
 use crate::calls::{Calls, Freshness};
 use crate::client::{self, HOLDER, Result};
 use bytes::Bytes;
-use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use zookeeper_client::{Acls, AddWatchMode, Client, CreateMode, Error, EventType, PersistentWatcher, Stat};
+use zookeeper_client::{
+    Acls, AddWatchMode, Client, CreateMode, Error, EventType, MultiReadResult, PersistentWatcher, Stat,
+};
 
 pub(crate) struct Peer {
     addresses: String,
@@ -88,8 +89,8 @@ impl client::Client for Client {
     }
 }
 
-/// How many requests of one listing are on their way at once, as in our driver.
-const PIPELINE: usize = 64;
+/// How many znodes are read together, as in our driver.
+const TOGETHER: usize = 128;
 /// How many are when keys are made.
 const AT_ONCE: usize = 256;
 
@@ -122,6 +123,26 @@ async fn children(client: &Client, path: &str) -> Result<Vec<String>> {
         Err(Error::NoNode) => Ok(Vec::new()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What is at these paths, all of which exist.
+async fn read_all(client: &Client, paths: &[String]) -> Result<Vec<(Vec<u8>, Stat)>> {
+    let mut found = Vec::with_capacity(paths.len());
+    let mut answers = Vec::new();
+    for paths in paths.chunks(TOGETHER) {
+        let mut reader = client.new_multi_reader();
+        paths.iter().try_for_each(|path| reader.add_get_data(path))?;
+        answers.push(reader.commit());
+    }
+    for answer in answers {
+        for read in answer.await? {
+            match read {
+                MultiReadResult::Data { data, stat } => found.push((data, stat)),
+                other => return Err(format!("unexpected: {other:?}").into()),
+            }
+        }
+    }
+    Ok(found)
 }
 
 async fn make(client: &Client, path: &str, value: &[u8]) -> Result<()> {
@@ -178,11 +199,10 @@ impl Calls for Client {
     async fn list(&self, dir: &str) -> Result<usize> {
         let path = path(dir);
         let names = children(self, &path).await?;
-        let read = stream::iter(names).map(async |name| {
-            let (value, stat) = self.get_data(&format!("{path}/{name}")).await?;
-            Ok::<_, Error>((name, Bytes::from(value), stat.version))
-        });
-        let mut pairs: Vec<_> = read.buffer_unordered(PIPELINE).try_collect().await?;
+        let paths: Vec<_> = names.iter().map(|name| format!("{path}/{name}")).collect();
+        let read = read_all(self, &paths).await?;
+        let pair = |(name, (value, stat)): (String, (Vec<u8>, Stat))| (name, Bytes::from(value), stat.version);
+        let mut pairs: Vec<_> = names.into_iter().zip(read).map(pair).collect();
         pairs.sort_unstable_by(|(a, ..), (b, ..)| a.cmp(b));
         Ok(pairs.len())
     }
@@ -190,7 +210,7 @@ impl Calls for Client {
     async fn delete_tree(&self, dir: &str) -> Result<usize> {
         let path = path(dir);
         let paths: Vec<_> = children(self, &path).await?.into_iter().map(|name| format!("{path}/{name}")).collect();
-        let found = try_join_all(paths.iter().map(|path| self.get_children(path))).await?;
+        let found = read_all(self, &paths).await?;
         let mut multi = self.new_multi_writer();
         for (path, (_, stat)) in paths.iter().zip(&found) {
             multi.add_delete(path, Some(stat.version))?;
@@ -203,12 +223,11 @@ impl Calls for Client {
     async fn txn(&self, keys: &[String], value: Bytes) -> Result<()> {
         let paths: Vec<_> = keys.iter().map(|key| path(key)).collect();
         let synced = sync(self, "/", Freshness::Linearizable);
-        let stats = try_join_all(paths.iter().map(|path| self.check_stat(path)));
-        let (synced, stats) = tokio::join!(synced, stats);
+        let (synced, found) = tokio::join!(synced, read_all(self, &paths));
         synced?;
         let mut multi = self.new_multi_writer();
-        for (path, stat) in paths.iter().zip(stats?) {
-            multi.add_set_data(path, &value, Some(stat.ok_or("no such znode")?.version))?;
+        for (path, (_, stat)) in paths.iter().zip(found?) {
+            multi.add_set_data(path, &value, Some(stat.version))?;
         }
         multi.commit().await?;
         Ok(())
