@@ -61,6 +61,16 @@ impl Key {
         Dir(self.0.clone())
     }
 
+    /// The key of a name in a directory; none where that is no valid key in normal form.
+    #[cfg(feature = "zookeeper")]
+    pub(crate) fn child(dir: &Dir, name: &str) -> Option<Self> {
+        let path = if dir.is_root() { name.to_owned() } else { [dir.as_str(), "/", name].concat() };
+        match is_plain(&path) {
+            true => Some(Key(path.into())),
+            false => Key::parse(&path).ok().filter(|key| key.as_str() == path),
+        }
+    }
+
     /// The directory that this key lies in.
     pub fn parent(&self) -> Dir {
         match self.0.rfind('/') {

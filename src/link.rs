@@ -74,9 +74,6 @@ impl LinkView {
     /// [`Error::Closed`]; [`Error::Unreachable`] when the deadline passes; the error of the last attempt to connect where
     /// trying again won't help.
     pub(crate) async fn session(&self, deadline: Instant) -> Result<Session> {
-        if let Some(decided) = decided(&self.link.borrow()) {
-            return decided;
-        }
         let mut link = self.link.clone();
         let waited = timeout_at(deadline, link.wait_for(|link| decided(link).is_some())).await;
         match waited {
@@ -84,6 +81,11 @@ impl LinkView {
             Ok(Err(_)) => Err(Error::Closed),
             Err(_) => Err(self.unreachable()),
         }
+    }
+
+    /// The session, or the error that [`session`](Self::session) would fail with at once; none where it would wait.
+    pub(crate) fn decided(&self) -> Option<Result<Session>> {
+        decided(&self.link.borrow())
     }
 
     /// Waits until the session with this number is over: replaced by another, or the store closed.

@@ -27,10 +27,10 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tracing::{Instrument, debug_span, warn};
+use tracing::{Instrument, Span, debug_span, warn};
 
 /// The actor of one store's connection. It takes the messages of [`messages`](crate::messages); its address, from
 /// [`Store::addr`](crate::Store::addr), stays the same over every reconnection.
@@ -72,8 +72,14 @@ impl<R: Request> Handler<Timed<R>> for Connection {
     type Result = ResponseFuture<Result<R::Reply>>;
 
     fn handle(&mut self, timed: Timed<R>, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(serve(self.calls.clone(), timed).instrument(debug_span!("call", name = R::NAME)))
+        Box::pin(serve(self.calls.clone(), timed).instrument(call_span::<R>()))
     }
+}
+
+/// The span of a call, or none at all where nobody takes spans: one that is only disabled costs something with each poll.
+fn call_span<R: Request>() -> Span {
+    let span = debug_span!("call", name = R::NAME);
+    if span.is_none() { Span::none() } else { span }
 }
 
 impl<R: Request> Handler<R> for Connection {
@@ -396,6 +402,12 @@ impl Calls {
         serve(self.clone(), Timed { request, timeout, deadline: Instant::now() + timeout }).await
     }
 
+    /// Waits for the leave to be with the server, up to the call's deadline.
+    async fn permit<R>(&self, timed: &Timed<R>) -> Result<SemaphorePermit<'_>> {
+        let permit = timeout_at(timed.deadline, self.permits.acquire()).await;
+        permit.ok().and_then(|permit| permit.ok()).ok_or(Error::Timeout { after: timed.timeout })
+    }
+
     pub(crate) async fn subscribe_by_default(&self, target: &Target) -> Result<Events> {
         self.subscribe(target, self.timeout, Instant::now() + self.timeout).await
     }
@@ -422,13 +434,18 @@ async fn serve<R: Request>(calls: Rc<Calls>, timed: Timed<R>) -> Result<R::Reply
         return Err(Error::Closed);
     }
     timed.request.check(&calls.rules)?;
-    let Ok(Ok(_permit)) = timeout_at(timed.deadline, calls.permits.acquire()).await else {
-        return Err(Error::Timeout { after: timed.timeout });
+    let _permit = match calls.permits.try_acquire() {
+        Ok(permit) => permit,
+        // Who waits is not passed over by others: what is freed is theirs first.
+        Err(_) => Box::pin(calls.permit(&timed)).await?,
     };
-    // The link may be up again at once, and must not be hammered if it isn't.
-    let mut pauses = Pauses::new(Duration::from_millis(5), Duration::from_millis(250));
+    // What most calls don't need is boxed, so that they don't carry the space for it.
+    let mut pauses = None;
     loop {
-        let session = calls.link.session(timed.deadline).await?;
+        let session = match calls.link.decided() {
+            Some(decided) => decided?,
+            None => Box::pin(calls.link.session(timed.deadline)).await?,
+        };
         let error = match attempt(&calls, &timed, &session).await {
             Ok(reply) => return Ok(reply),
             Err(error) => error,
@@ -437,11 +454,17 @@ async fn serve<R: Request>(calls: Rc<Calls>, timed: Timed<R>) -> Result<R::Reply
             return Err(error);
         }
         calls.link.report(session.number, Doubt::Unreachable(error.clone()));
-        sleep_until(timed.deadline.min(Instant::now() + pauses.next())).await;
+        let pause = pauses.get_or_insert_with(attempt_pauses).next();
+        Box::pin(sleep_until(timed.deadline.min(Instant::now() + pause))).await;
         if Instant::now() >= timed.deadline {
             return Err(error);
         }
     }
+}
+
+/// The link may be up again at once, and must not be hammered if it isn't.
+fn attempt_pauses() -> Box<Pauses> {
+    Box::new(Pauses::new(Duration::from_millis(5), Duration::from_millis(250)))
 }
 
 /// One attempt, which ends with the deadline, with the session, or with a panic of the driver.

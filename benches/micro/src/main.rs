@@ -10,11 +10,13 @@
 //! this program's own writes them to.
 
 mod agent;
+mod prompt;
 
 use actix_rt::System;
 use agent::Agent;
 use futures_util::future::try_join_all;
-use kvactor::{Key, Result, Store, WatchEvent};
+use kvactor::{Key, Options, Result, Store, WatchEvent};
+use prompt::Answers;
 use std::error::Error;
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -29,11 +31,16 @@ struct Case {
     run: fn(usize) -> Outcome,
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 14] = [
     Case { name: "key_parse", times: 20_000, run: key_parse },
     Case { name: "memory_get", times: 2_000, run: |times| in_system(memory_get(times)) },
     Case { name: "memory_get_of_64", times: 64 * 40, run: |times| in_system(memory_get_of_64(times)) },
     Case { name: "memory_put", times: 2_000, run: |times| in_system(memory_put(times)) },
+    Case { name: "call_at_once", times: 2_000, run: |times| in_system(call(times, Answers::AtOnce)) },
+    Case { name: "call", times: 2_000, run: |times| in_system(call(times, Answers::Later)) },
+    Case { name: "call_put", times: 2_000, run: |times| in_system(call_put(times)) },
+    Case { name: "call_of_64", times: 64 * 40, run: |times| in_system(call_of_64(times)) },
+    Case { name: "call_of_thread", times: 2_000, run: |times| in_runtime(call(times, Answers::Later)) },
     Case { name: "memory_list_1000", times: 20, run: |times| in_system(memory_list(times)) },
     Case { name: "watch_fan_out_1000", times: 20, run: |times| in_system(fan_out(times)) },
     Case { name: "consul_list_1000", times: 20, run: |times| in_system(consul_list(times)) },
@@ -56,6 +63,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 /// The store's actors run on this very thread, as in an actix application.
 fn in_system(work: impl Future<Output = Outcome>) -> Outcome {
     System::new().block_on(work)
+}
+
+/// The store's actors have a thread of their own.
+fn in_runtime(work: impl Future<Output = Outcome>) -> Outcome {
+    tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(work)
 }
 
 /// Paths as applications write them: in normal form, not in normal form, deep, not in ASCII.
@@ -86,9 +98,25 @@ async fn get(store: &Store, times: usize) -> Outcome {
     Ok(())
 }
 
-/// The same by many callers at once.
+/// What goes the way of a call to a server.
+async fn call(times: usize, answers: Answers) -> Outcome {
+    get(&Store::with_backend(answers, Options::default()).await?, times).await
+}
+
+async fn call_put(times: usize) -> Outcome {
+    put(&Store::with_backend(Answers::Later, Options::default()).await?, times).await
+}
+
+async fn call_of_64(times: usize) -> Outcome {
+    get_of_64(&Store::with_backend(Answers::Later, Options::default()).await?, times).await
+}
+
 async fn memory_get_of_64(times: usize) -> Outcome {
-    let store = memory().await?;
+    get_of_64(&memory().await?, times).await
+}
+
+/// Gets by many callers at once.
+async fn get_of_64(store: &Store, times: usize) -> Outcome {
     for _ in 0..times / 64 {
         black_box(try_join_all((0..64).map(|_| store.get(black_box("services/web/1")))).await?);
     }

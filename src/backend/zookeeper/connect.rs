@@ -132,18 +132,15 @@ impl Connector for ZooKeeperConnector {
 /// together.
 async fn answers(session: &Session) -> Result<bool> {
     let root = session.paths.dir(&Dir::root());
-    let asked = session.client.check_stat(&root);
-    let known = async {
-        match session.together.portion.knows_multi_read() {
-            true => session.together.prove(&root).await,
-            false => Ok(true),
-        }
-    };
-    let (asked, known) = tokio::join!(asked, known);
-    asked.map_err(|failure| errors::of_connect(&session.servers, failure))?;
-    match known {
+    let failed = |failure| errors::of_connect(&session.servers, failure);
+    // Not both at once: with the one question the answer to the other would be lost.
+    session.client.check_stat(&root).await.map_err(failed)?;
+    if !session.together.portion.knows_multi_read() {
+        return Ok(true);
+    }
+    match session.together.prove(&root).await {
         Err(Failure::ConnectionLoss) => Ok(false),
-        known => known.map_err(|failure| errors::of_connect(&session.servers, failure)),
+        known => known.map_err(failed),
     }
 }
 

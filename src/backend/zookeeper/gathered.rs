@@ -233,7 +233,7 @@ fn into_data(part: MultiReadResult) -> Result<Data, Failure> {
 }
 
 /// What is asked of a znode.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Data,
     /// The names of its children.

@@ -29,7 +29,13 @@ impl Paths {
 
     /// The znode of `key`.
     pub(super) fn key(&self, key: &Key) -> String {
-        format!("/{}", encode(&self.namespace.path(key)))
+        // No escape reaches over a slash.
+        let (root, name) = (self.root.trim_end_matches('/'), encode(key));
+        let mut path = String::with_capacity(root.len() + 1 + name.len());
+        path.push_str(root);
+        path.push('/');
+        path.push_str(&name);
+        path
     }
 
     /// The znode of `dir`.
@@ -46,9 +52,7 @@ impl Paths {
         if reserved || Contender::parse(name).is_some() {
             return None;
         }
-        let name = decode(name)?;
-        let path = if dir.is_root() { name.into_owned() } else { format!("{dir}/{name}") };
-        Key::parse(&path).ok().filter(|key| key.as_str() == path)
+        Key::child(dir, &decode(name)?)
     }
 
     /// The key of the znode at `path`, or none where that is no key of ours.
@@ -79,7 +83,7 @@ pub(super) fn parent(path: &str) -> Option<&str> {
 }
 
 fn encode(text: &str) -> Cow<'_, str> {
-    if !text.contains(ESCAPE) && text.chars().all(fits_utf16_unit) {
+    if is_plain(text) || !text.contains(ESCAPE) && text.chars().all(fits_utf16_unit) {
         return Cow::Borrowed(text);
     }
     let mut encoded = String::with_capacity(text.len() + 16);
@@ -94,12 +98,20 @@ fn encode(text: &str) -> Cow<'_, str> {
     Cow::Owned(encoded)
 }
 
+/// Whether a text certainly needs no escaping and has none. Most have neither, which is told at one look.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii() && byte != b'%')
+}
+
 fn fits_utf16_unit(c: char) -> bool {
     c.len_utf16() == 1
 }
 
 /// The reverse of [`encode`]: none where `name` is not what `encode` makes of any text.
 fn decode(name: &str) -> Option<Cow<'_, str>> {
+    if is_plain(name) {
+        return Some(Cow::Borrowed(name));
+    }
     let mut pieces = name.split(ESCAPE);
     let start = pieces.next()?;
     if start.len() == name.len() {

@@ -113,7 +113,7 @@ impl Session {
         let mut doomed = Vec::with_capacity(found.len());
         for (key, found) in found.into_iter().rev().filter(|(_, found)| ours(found)) {
             let path = self.paths.key(&key);
-            let Found { stat, node, published, contenders, .. } = found;
+            let Found { stat, has_value, published, contenders, .. } = found;
             let contenders = contenders.into_iter().map(|name| format!("{path}/{name}"));
             let holder = published.map(|published| published.path);
             doomed.extend(contenders.map(|path| Doomed {
@@ -123,7 +123,7 @@ impl Session {
                 stat: Stat { version: ANY_VERSION, num_children: 0, ..stat },
                 is_key: false,
             }));
-            doomed.push(Doomed { path, stat, is_key: node.is_key(), counts: node.is_key() });
+            doomed.push(Doomed { path, stat, is_key: has_value, counts: has_value });
         }
         doomed
     }

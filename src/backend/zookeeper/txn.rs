@@ -173,7 +173,10 @@ impl Session {
         let mut nodes = Vec::with_capacity(parts.len());
         for path in parts.keys() {
             let node = match stats.get(path).copied().flatten() {
-                Some(stat) => self.identify(path, stat).await?,
+                Some(stat) => {
+                    self.together.portion.learn(&stat);
+                    self.identify(path, stat).await?
+                }
                 None => Node::Missing,
             };
             nodes.push((path.as_str(), node));

@@ -14,6 +14,7 @@ use crate::types::KvPair;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use zookeeper_client::{Error as Failure, MultiReadResult, Stat};
 
@@ -47,25 +48,20 @@ impl Quest<'_> {
 
 /// A znode found.
 pub(super) struct Found {
-    pub(super) node: Node,
     pub(super) stat: Stat,
+    /// Whether the znode itself is a key.
+    pub(super) has_value: bool,
     /// The value, where the quest is after values.
     value: Bytes,
     /// What the holder of a lock published here, where the znode is vacant.
-    pub(super) published: Option<Published>,
+    pub(super) published: Option<Box<Published>>,
     /// The names of those who contend for it, where the quest is after vacant znodes.
     pub(super) contenders: Vec<String>,
 }
 
 impl Found {
-    /// A znode without a value; none where it is missing.
-    fn bare(node: Node) -> Option<Self> {
-        let stat = *node.stat()?;
-        Some(Found { node, stat, value: Bytes::new(), published: None, contenders: Vec::new() })
-    }
-
     pub(super) fn is_key(&self) -> bool {
-        self.node.is_key() || self.published.is_some()
+        self.has_value || self.published.is_some()
     }
 
     pub(super) fn pair(self, key: Key) -> KvPair {
@@ -78,29 +74,54 @@ impl Found {
 
 /// What to ask: for a znode, or for the names of its children. Sorting visits sorts the keys that come of them: `a`, then
 /// `a-b`, then what is beneath `a/`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Visit {
-    /// The key, with a slash behind it where its children are meant.
-    order: String,
     key: Key,
+    part: Part,
+}
+
+impl PartialOrd for Visit {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Visit {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let common = self.key.len().min(other.key.len());
+        let ([mine, my_rest], [theirs, their_rest]) = (self.order(common), other.order(common));
+        mine.cmp(theirs).then_with(|| my_rest.iter().chain(self.slash()).cmp(their_rest.iter().chain(other.slash())))
+    }
 }
 
 impl Visit {
     fn node(key: Key) -> Self {
-        Visit { order: key.as_str().to_owned(), key }
+        Visit { key, part: Part::Data }
     }
 
     fn children(key: Key) -> Self {
-        Visit { order: format!("{key}/"), key }
+        Visit { key, part: Part::Children }
     }
 
     fn is_children(&self) -> bool {
-        self.order.len() > self.key.len()
+        self.part == Part::Children
+    }
+
+    /// What visits are sorted by, but for the slash, in two parts.
+    fn order(&self, at: usize) -> [&[u8]; 2] {
+        let (first, rest) = self.key.as_bytes().split_at(at);
+        [first, rest]
+    }
+
+    /// What follows the key where its children are meant.
+    fn slash(&self) -> &'static [u8] {
+        if self.is_children() { b"/" } else { b"" }
     }
 
     /// Whether a key behind `after` can come of this. All keys beneath `a` are before `a0`, as `0` follows `/`.
     fn leads_behind(&self, after: &Key, descend: bool) -> bool {
-        self.order.as_str() > after.as_str() || (descend && format!("{}0", self.key).as_str() > after.as_str())
+        let comes_behind = |end: &[u8]| self.key.bytes().chain(end.iter().copied()).gt(after.bytes());
+        comes_behind(self.slash()) || (descend && comes_behind(b"0"))
     }
 }
 
@@ -157,8 +178,7 @@ impl Session {
     async fn visit(&self, visits: Vec<Visit>, quest: Quest<'_>) -> Result<Answer> {
         let paths: Vec<_> = visits.iter().map(|visit| self.paths.key(&visit.key)).collect();
         if visits.len() > 1 && (quest.values || self.together.portion.is_large()) {
-            let part = |visit: &Visit| if visit.is_children() { Part::Children } else { Part::Data };
-            let asked: Vec<_> = paths.iter().zip(&visits).map(|(path, visit)| (path.as_str(), part(visit))).collect();
+            let asked: Vec<_> = paths.iter().zip(&visits).map(|(path, visit)| (path.as_str(), visit.part)).collect();
             let sent = read_together(&self.client, &self.together.portion, &asked);
             let answered = match sent {
                 Ok(sent) => sent.await,
@@ -231,7 +251,7 @@ impl Session {
         self.together.portion.learn(&stat);
         let node = Node::of(stat, &data);
         let value = if quest.values { node::decode(data) } else { Bytes::new() };
-        let found = Found { node, stat, value, published: None, contenders: Vec::new() };
+        let found = Found { stat, has_value: node.is_key(), value, published: None, contenders: Vec::new() };
         // It may be a lock, or have a line of contenders that goes with it: its children tell.
         if stat.num_children > 0 && (quest.vacant || !node.is_key()) {
             return Sifted::Unclear(found);
@@ -243,8 +263,8 @@ impl Session {
     /// What the children of a znode say about it. If the walk goes there anyway, this is when it reads their names.
     async fn see_line(&self, path: &str, mut found: Found, quest: Quest<'_>) -> Result<Seen> {
         let names = self.unless_gone(self.client.list_children(path).await)?.unwrap_or_default();
-        if !found.node.is_key() {
-            found.published = self.published_among(path, &names).await?;
+        if !found.has_value {
+            found.published = self.published_among(path, &names).await?.map(Box::new);
         }
         found.contenders = Line::of(&names).names().map(str::to_owned).collect();
         let children = if quest.descend { names } else { Vec::new() };
@@ -259,14 +279,16 @@ impl Session {
         };
         let Some((children, stat)) = read else { return Ok(None) };
         let node = self.identify(path, stat).await?;
-        let Some(mut found) = Found::bare(node) else { return Ok(None) };
+        let Some(&stat) = node.stat() else { return Ok(None) };
         self.together.portion.learn(&stat);
-        found.published = match descend {
+        let published = match descend {
             _ if node.is_key() => None,
             true => self.published_among(path, &children).await?,
             false => self.published_at(path, &node).await?,
         };
-        found.contenders = Line::of(&children).names().map(str::to_owned).collect();
+        let contenders = Line::of(&children).names().map(str::to_owned).collect();
+        let (has_value, published) = (node.is_key(), published.map(Box::new));
+        let found = Found { stat, has_value, value: Bytes::new(), published, contenders };
         Ok(Some(Seen { found: Some(found), children, unread: false }))
     }
 
@@ -333,13 +355,14 @@ impl Walk<'_> {
             return false;
         }
         let last = self.quest.enough.checked_sub(1).and_then(|index| self.found.keys().nth(index));
-        last.is_none_or(|last| unread.order.as_str() > last.as_str())
+        last.is_none_or(|last| *unread > Visit::node(last.clone()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn key(text: &str) -> Key {
         Key::parse(text).unwrap()
@@ -350,8 +373,26 @@ mod tests {
         let mut visits =
             [Visit::children(key("a")), Visit::node(key("a0")), Visit::node(key("a-b")), Visit::node(key("a"))];
         visits.sort();
-        let order: Vec<_> = visits.iter().map(|visit| visit.order.as_str()).collect();
+        let order = visits.each_ref().map(shown);
         assert_eq!(order, ["a", "a-b", "a/", "a0"]);
+    }
+
+    fn shown(visit: &Visit) -> String {
+        format!("{}{}", visit.key, if visit.is_children() { "/" } else { "" })
+    }
+
+    fn any_visit() -> impl Strategy<Value = Visit> {
+        ("[ab0é-]{1,3}(/[ab0-]{1,2}){0,2}", any::<bool>()).prop_map(|(path, is_children)| match is_children {
+            true => Visit::children(key(&path)),
+            false => Visit::node(key(&path)),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn visits_sort_as_they_are_written(a in any_visit(), b in any_visit()) {
+            prop_assert_eq!(a.cmp(&b), shown(&a).cmp(&shown(&b)));
+        }
     }
 
     #[test]
