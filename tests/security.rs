@@ -383,6 +383,19 @@ async fn each_gets_what_it_may(store: &Store) {
     }
 }
 
+/// ZooKeeper tells everybody what is there. So it does those who ask together with many others, as those who ask alone.
+async fn may_look_at_what_it_may_not_read(store: &Store) {
+    let shut = || (0..64).step_by(3).map(|number| format!("shut/{number}"));
+    for _ in 0..2 {
+        let there = shut().map(|key| (key, true));
+        let missing = (0..64).map(|number| (format!("open/none/{number}"), false));
+        let looks = there.chain(missing).map(async |(key, expected)| (store.exists(&key).await, expected, key));
+        for (found, expected, key) in join_all(looks).await {
+            assert_eq!(found.unwrap(), expected, "{key}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn zookeeper_digests() {
     let Some(server) = Server::start(Kind::ZooKeeper).await else { return };
@@ -411,7 +424,9 @@ async fn zookeeper_digests() {
     for number in (0..64).step_by(3) {
         shut.put(number.to_string(), "1").await.unwrap();
     }
-    each_gets_what_it_may(&secrets.open(&server.url("some")).await).await;
+    let some = secrets.open(&server.url("some")).await;
+    each_gets_what_it_may(&some).await;
+    may_look_at_what_it_may_not_read(&some).await;
     assert_silence_of(server, owner, &secrets).await;
 }
 

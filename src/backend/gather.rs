@@ -5,13 +5,13 @@
 //! store is, the less each call costs.
 
 use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, join_all};
 use std::collections::VecDeque;
-use std::panic::AssertUnwindSafe;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tracing::warn;
 
 /// What can be asked together with others of its kind.
 pub(crate) trait Gathered: Sized + 'static {
@@ -30,6 +30,26 @@ pub(crate) trait Gathered: Sized + 'static {
 pub(crate) struct Job<A: Gathered> {
     pub(crate) asked: A,
     reply: oneshot::Sender<A::Answer>,
+    /// Ends when the caller doesn't wait any more.
+    left: oneshot::Receiver<Infallible>,
+}
+
+/// The most writes that go together, and the most bytes of their values: far below what any server takes at once.
+const MAX_WRITES: usize = 64;
+const MAX_BYTES: usize = 128 * 1024;
+/// The largest value that goes together with others.
+pub(crate) const MAX_VALUE: usize = 8 * 1024;
+
+/// Whether a write of so many bytes to this path may join those. No path is written twice in a batch.
+pub(crate) fn may_join<A: Gathered>(
+    batch: &[Job<A>],
+    path: &str,
+    bytes: usize,
+    write: impl Fn(&A) -> (&str, usize),
+) -> bool {
+    let others = || batch.iter().map(|job| write(&job.asked));
+    let sum: usize = others().map(|(_, bytes)| bytes).sum();
+    batch.len() < MAX_WRITES && sum + bytes <= MAX_BYTES && others().all(|(other, _)| other != path)
 }
 
 impl<A: Gathered> Job<A> {
@@ -69,13 +89,15 @@ impl<A: Gathered> Gatherer<A> {
         Some(Lane { gatherer: self, taken: Some(taken) })
     }
 
-    /// Asks together with others; none where the batch ended without an answer, as its driver panicked or the session is over. Who
-    /// stops waiting before its batch sets off doesn't go.
-    pub(crate) async fn ask(&self, asked: A) -> Option<A::Answer> {
+    /// Asks together with others. Who stops waiting before its batch sets off doesn't go; a batch for which nobody waits any more
+    /// ends, as a call does that one makes alone. A panic of the driver is each caller's.
+    pub(crate) async fn ask(&self, asked: A) -> A::Answer {
         let (reply, answer) = oneshot::channel();
-        self.traffic.state().line.push_back(Job { asked, reply });
+        let (_here, left) = oneshot::channel();
+        self.traffic.state().line.push_back(Job { asked, reply, left });
         self.dispatch();
-        answer.await.ok()
+        // Only a panic takes the answer away: the batch belongs to this gatherer, which is still there.
+        answer.await.unwrap_or_else(|_| resume_unwind(Box::new("the driver panicked over calls that went together")))
     }
 
     /// Lets those who wait go while there are lanes for them.
@@ -131,11 +153,20 @@ impl<A: Gathered> Taken<A> {
     /// Carries out batch after batch until nobody waits.
     async fn run(self, mut batch: Vec<Job<A>>) {
         while !batch.is_empty() {
-            let done = AssertUnwindSafe(A::carry_out(&self.0.server, batch)).catch_unwind().await;
-            if done.is_err() {
-                warn!("the driver panicked over calls that it carried out together");
-            }
+            self.carry_out(batch).await;
             batch = self.0.next_batch();
+        }
+    }
+
+    async fn carry_out(&self, mut batch: Vec<Job<A>>) {
+        // A receiver of its own takes the place of each: nothing is ever sent.
+        let left = join_all(batch.iter_mut().map(|job| std::mem::replace(&mut job.left, oneshot::channel().1)));
+        let work = AssertUnwindSafe(async { A::carry_out(&self.0.server, batch).await }).catch_unwind();
+        tokio::select! {
+            biased;
+            // Its callers hear of a panic, as their answers are gone.
+            _ = work => {}
+            _ = left => {}
         }
     }
 }
@@ -162,7 +193,6 @@ impl<A: Gathered> Drop for Lane<'_, A> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::future::join_all;
     use futures_util::poll;
     use std::pin::pin;
     use tokio::sync::Semaphore;
@@ -225,7 +255,7 @@ mod tests {
             settle().await;
             assert_eq!(*server.batches.lock().unwrap(), [[1, 2, 3]]);
             server.answers.add_permits(1);
-            assert_eq!(asked.await, [Some(2), Some(4), Some(6)]);
+            assert_eq!(asked.await, [2, 4, 6]);
             drop(second);
             settle().await;
             assert!(gatherer.lane().is_some() && gatherer.traffic.state().free_lanes == 2);
@@ -242,7 +272,7 @@ mod tests {
             assert!(poll!(&mut asked).is_pending());
             drop(lane);
             server.answers.add_permits(3);
-            assert_eq!(asked.await, [Some(10), Some(14), Some(12), Some(16), Some(2)]);
+            assert_eq!(asked.await, [10, 14, 12, 16, 2]);
             assert_eq!(*server.batches.lock().unwrap(), [vec![5, 7], vec![6, 8], vec![1]]);
         };
         LocalSet::new().run_until(test).await;
@@ -260,7 +290,7 @@ mod tests {
             }
             drop(lane);
             server.answers.add_permits(1);
-            assert_eq!(stays.await, Some(4));
+            assert_eq!(stays.await, 4);
             assert_eq!(*server.batches.lock().unwrap(), [[2]]);
             // A line of such callers only leaves the lane free.
             let lane = gatherer.lane();
@@ -276,15 +306,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_ends_its_batch_and_no_other() {
+    async fn a_panic_is_told_to_its_batch_and_to_no_other() {
         let (gatherer, server) = scene(1);
         let test = async {
             let lane = gatherer.lane();
-            let mut asked = pin!(join_all([13, 3].map(|number| gatherer.ask(Number(number)))));
+            let ask = async |number| AssertUnwindSafe(gatherer.ask(Number(number))).catch_unwind().await.ok();
+            let mut asked = pin!(join_all([12, 13, 3].map(ask)));
             assert!(poll!(&mut asked).is_pending());
             drop(lane);
             server.answers.add_permits(2);
-            assert_eq!(asked.await, [None, Some(6)]);
+            assert_eq!(asked.await, [None, None, Some(6)]);
+            settle().await;
+            assert!(gatherer.lane().is_some());
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn a_batch_without_an_answer_ends_when_nobody_waits_for_it() {
+        let (gatherer, server) = scene(1);
+        let test = async {
+            let lane = gatherer.lane();
+            {
+                let mut asked = pin!(join_all([1, 2].map(|number| gatherer.ask(Number(number)))));
+                assert!(poll!(&mut asked).is_pending());
+                drop(lane);
+                settle().await;
+                assert!(poll!(&mut asked).is_pending() && gatherer.lane().is_none());
+                assert_eq!(*server.batches.lock().unwrap(), [[1, 2]]);
+            }
             settle().await;
             assert!(gatherer.lane().is_some());
         };

@@ -337,6 +337,11 @@ impl Refusal {
         self.what.ends_with("due to lock delay")
     }
 
+    /// Whether the token may not do this. Other words name the key, which may read like these.
+    pub(super) fn is_permission(&self) -> bool {
+        self.what.starts_with("Permission denied")
+    }
+
     /// Whether the session that was to hold the key is over.
     pub(super) fn is_session_over(&self) -> bool {
         self.what.starts_with("invalid session")
@@ -400,6 +405,14 @@ mod tests {
         ];
         let size = serde_json::to_vec(&ops).unwrap().len();
         assert!(size <= MAX_TXN_BODY && size > MAX_TXN_BODY - 8192, "{size}");
+    }
+
+    #[test]
+    fn a_key_that_reads_like_a_refusal() {
+        let refusal = |what: &str| Refusal { op_index: 0, what: what.to_owned() };
+        assert!(refusal("Permission denied").is_permission());
+        assert!(refusal("Permission denied: token with AccessorID 'x' lacks permission 'key:write'").is_permission());
+        assert!(!refusal(r#"failed to set key "a/Permission denied", index is stale"#).is_permission());
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) fn repeatable(error: Error) -> Error {
     }
 }
 
-pub(super) fn is_permission(said: &str) -> bool {
+fn is_permission(said: &str) -> bool {
     said.contains("ermission denied")
 }
 

@@ -7,7 +7,7 @@
 use super::codec::{Meta, Op, Refusal};
 use super::http::{Effect, Http, Transaction};
 use super::write::{Outcome, Placed};
-use crate::backend::gather::{Gathered, Gatherer, Job};
+use crate::backend::gather::{Gathered, Gatherer, Job, may_join};
 use crate::error::{Error, Result};
 use crate::types::Consistency;
 use bytes::Bytes;
@@ -18,12 +18,6 @@ use std::rc::Rc;
 /// How many requests with writes are on their way at once: the servers sync their log for several of them together, and the
 /// next batch is under way while the one before is written.
 const LANES: usize = 4;
-/// The most operations that Consul takes in a transaction.
-const MAX_OPS: usize = 64;
-/// The largest value that goes together with others, and the most bytes of values that do: far below what an agent takes.
-pub(super) const MAX_VALUE: usize = 8 * 1024;
-const MAX_BYTES: usize = 128 * 1024;
-
 /// A write of one key, which may depend on its version.
 pub(super) struct Write {
     pub(super) path: String,
@@ -49,9 +43,7 @@ impl Gathered for Write {
     type Server = Rc<Http>;
 
     fn joins(&self, batch: &[Job<Write>]) -> bool {
-        let bytes: usize = batch.iter().map(|job| job.asked.value.len()).sum();
-        let fits = batch.len() < MAX_OPS && bytes + self.value.len() <= MAX_BYTES;
-        fits && batch.iter().all(|job| job.asked.path != self.path)
+        may_join(batch, &self.path, self.value.len(), |other| (&other.path, other.value.len()))
     }
 
     fn carry_out(http: &Rc<Http>, batch: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {

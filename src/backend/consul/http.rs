@@ -1,7 +1,7 @@
 //! Requests to one agent and what their answers mean.
 
 use super::codec::{Applied, Entry, MAX_TXN_BODY, Op, Refusal, Refused};
-use super::errors::{failure, is_permission, lost, said};
+use super::errors::{failure, lost, said};
 use crate::config::Endpoint;
 use crate::error::{Error, Result};
 use crate::types::Consistency;
@@ -118,7 +118,7 @@ pub(super) enum Transaction {
 }
 
 impl Http {
-    /// For calls: whoever makes them has a deadline.
+    /// For calls: whoever makes them has a deadline, and those that go together end with the last who waits.
     pub(super) fn new(endpoint: &Endpoint, settings: &Settings) -> Self {
         Http::with_connections(MAX_CONNECTIONS, endpoint, settings)
     }
@@ -225,7 +225,7 @@ impl Http {
 
     fn refused(&self, answer: &Answer) -> Result<Transaction> {
         let refused: Refused = self.json(answer)?;
-        match refused.errors.iter().find(|refusal| is_permission(&refusal.what)) {
+        match refused.errors.iter().find(|refusal| refusal.is_permission()) {
             Some(refusal) => Err(Error::PermissionDenied { reason: self.says(&refusal.what), source: None }),
             None if refused.errors.is_empty() => Err(self.failure(answer)),
             None => Ok(Transaction::Refused(refused.errors)),

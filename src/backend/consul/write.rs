@@ -2,11 +2,12 @@
 
 use super::codec::{self, MAX_TXN_VALUE, Meta, Op, Refusal, encode_path, is_printable, nonce};
 use super::errors::size_limit;
-use super::gathered::{self, Write};
+use super::gathered::Write;
 use super::http::{Effect, Request, Transaction};
 use super::read::Way;
 use super::session::Meaning;
 use super::{Consul, version};
+use crate::backend::gather::MAX_VALUE;
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::types::{Consistency, Version};
@@ -89,14 +90,13 @@ impl Consul {
             Mode::Cas(index) => Some(index),
             Mode::Lock(_) => return self.write_alone(&path, value, mode).await,
         };
-        if value.len() > gathered::MAX_VALUE {
+        if value.len() > MAX_VALUE {
             return self.write_alone(&path, value, mode).await;
         }
         if let Some(_lane) = self.writes.lane() {
             return self.write_alone(&path, value, mode).await;
         }
-        let written = self.writes.ask(Write { path, value: value.clone(), index }).await;
-        written.unwrap_or_else(|| Err(Error::indeterminate("the session ended before the answer came")))
+        self.writes.ask(Write { path, value: value.clone(), index }).await
     }
 
     async fn write_alone(&self, path: &str, value: &Bytes, mode: Mode<'_>) -> Result<Option<Outcome>> {

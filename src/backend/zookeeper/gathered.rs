@@ -4,9 +4,14 @@
 //! - Reads that are to be fresh share one sync, sent when all of them had been asked for.
 //! - Writes of several callers are all or nothing. Where one fails nothing was done: its caller is told, and each of the others goes
 //!   by itself.
+//! - What is to be written at a version is looked at in the round trip just before, as when it is written alone: the version of a
+//!   znode says nothing of its incarnation. Whoever isn't sure to be right then is left to look for themselves.
 //! - A multiRead's answer is one packet, so that it takes no more znodes than are likely to be small enough.
 
-use crate::backend::gather::{Gathered, Gatherer, Job};
+use super::batch::is_conflict;
+use super::node::{self, Node};
+use crate::backend::gather::{Gathered, Gatherer, Job, Lane, MAX_VALUE, may_join};
+use crate::types::Version;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, OptionFuture, join_all};
@@ -20,12 +25,6 @@ const LANES: usize = 4;
 const ANSWER_BYTES: usize = 1024 * 1024;
 /// How many znodes are read together at most.
 const MAX_READS: usize = 128;
-/// How many znodes are written together at most, how large their values are, and what they have at most in all: far below what
-/// a server takes as a packet.
-const MAX_WRITES: usize = 64;
-const MAX_VALUE: usize = 8 * 1024;
-const MAX_BYTES: usize = 128 * 1024;
-
 /// A znode's data and stat.
 pub(super) type Data = (Vec<u8>, Stat);
 
@@ -60,14 +59,16 @@ impl Portion {
     }
 
     /// Whether znodes are so small that their data may be read where the stat would do.
-    pub(super) fn is_large(&self) -> bool {
+    pub(super) fn are_small(&self) -> bool {
         self.size() >= MAX_READS / 2
     }
 
-    /// A znode of this size was seen. What was larger is forgotten by and by.
-    pub(super) fn learn(&self, stat: &Stat) {
-        let (largest, seen) = (self.largest.load(Ordering::Relaxed), usize::try_from(stat.data_length).unwrap_or(0));
-        self.largest.store(seen.max(largest - largest / 16), Ordering::Relaxed);
+    /// These were in one answer. What was larger is forgotten by and by.
+    pub(super) fn learn<'s>(&self, stats: impl IntoIterator<Item = &'s Stat>) {
+        let sizes = stats.into_iter().map(|stat| usize::try_from(stat.data_length).unwrap_or(0));
+        let largest = self.largest.load(Ordering::Relaxed);
+        let seen = sizes.max().unwrap_or(largest);
+        self.largest.store(seen.max(largest - largest / 4), Ordering::Relaxed);
     }
 }
 
@@ -77,7 +78,8 @@ pub(super) struct Together {
     pub(super) portion: Arc<Portion>,
     fresh: Gatherer<Read>,
     stale: Gatherer<Read>,
-    writes: Gatherer<Write>,
+    puts: Gatherer<Write>,
+    swaps: Gatherer<Write>,
 }
 
 impl Together {
@@ -85,19 +87,20 @@ impl Together {
         let portion = Arc::new(Portion::new(is_known));
         let reads = |is_fresh| Reader { client: client.clone(), portion: portion.clone(), is_fresh };
         let (fresh, stale) = (Gatherer::new(LANES, reads(true)), Gatherer::new(LANES, reads(false)));
-        let writes = Gatherer::new(LANES, client.clone());
-        Together { client: client.clone(), portion, fresh, stale, writes }
+        let writes = || Writer { client: client.clone(), portion: portion.clone() };
+        let (puts, swaps) = (Gatherer::new(LANES, writes()), Gatherer::new(LANES, writes()));
+        Together { client: client.clone(), portion, fresh, stale, puts, swaps }
     }
 
     /// Reads a znode; one that is to be fresh behind a sync.
     pub(super) async fn read(&self, path: &str, is_fresh: bool) -> Result<Data, Failure> {
-        let gatherer = if is_fresh { &self.fresh } else { &self.stale };
+        let gatherer = self.reads(is_fresh);
         let lane = gatherer.lane();
         if lane.is_none() && self.portion.size() > 1 {
             return self.gather(gatherer, path).await;
         }
         let (data, stat) = read_one(&self.client, path, is_fresh).await?;
-        self.portion.learn(&stat);
+        self.portion.learn([&stat]);
         Ok((data, stat))
     }
 
@@ -118,36 +121,55 @@ impl Together {
     /// A znode's stat, with its data where it was read with others: that is the better way where many look at once, and what they
     /// look at is small.
     pub(super) async fn look(&self, path: &str, is_fresh: bool) -> Result<(Stat, Option<Vec<u8>>), Failure> {
-        let gatherer = if is_fresh { &self.fresh } else { &self.stale };
+        let gatherer = self.reads(is_fresh);
         let lane = gatherer.lane();
-        if lane.is_none() && self.portion.is_large() {
-            let (data, stat) = self.gather(gatherer, path).await?;
-            return Ok((stat, Some(data)));
+        if lane.is_none() && self.portion.are_small() {
+            match self.gather(gatherer, path).await {
+                // Who may not read a znode may look at it.
+                Err(Failure::NoAuth) => {}
+                read => return read.map(|(data, stat)| (stat, Some(data))),
+            }
         }
         let sync = is_fresh.then(|| self.client.sync(path));
         let stat = self.client.check_stat(path);
         let (synced, stat) = tokio::join!(OptionFuture::from(sync), stat);
         synced.transpose()?;
         let stat = stat?.ok_or(Failure::NoNode)?;
-        self.portion.learn(&stat);
+        self.portion.learn([&stat]);
         Ok((stat, None))
     }
 
-    async fn gather(&self, gatherer: &Gatherer<Read>, path: &str) -> Result<Data, Failure> {
-        let read = Read { path: path.to_owned(), most: self.portion.size() };
-        let (data, stat) = gatherer.ask(read).await.unwrap_or(Err(Failure::ClientClosed))?;
-        self.portion.learn(&stat);
-        Ok((data, stat))
+    fn reads(&self, is_fresh: bool) -> &Gatherer<Read> {
+        if is_fresh { &self.fresh } else { &self.stale }
     }
 
-    /// Writes over a znode; only at this version, where there is one.
-    pub(super) async fn write(&self, path: &str, data: &[u8], version: Option<i32>) -> Result<Stat, Failure> {
-        let lane = self.writes.lane();
+    async fn gather(&self, gatherer: &Gatherer<Read>, path: &str) -> Result<Data, Failure> {
+        gatherer.ask(Read { path: path.to_owned(), most: self.portion.size() }).await
+    }
+
+    /// Writes over a znode.
+    pub(super) async fn put(&self, path: &str, data: &[u8]) -> Result<Stat, Failure> {
+        let lane = self.puts.lane();
         if lane.is_some() || data.len() > MAX_VALUE {
-            return self.client.set_data(path, data, version).await;
+            return self.client.set_data(path, data, None).await;
         }
-        let write = Write { path: path.to_owned(), data: Bytes::copy_from_slice(data), version };
-        self.writes.ask(write).await.unwrap_or(Err(Failure::ClientClosed))
+        let written = self.puts.ask(Write::new(path, data, None)).await?;
+        written.ok_or_else(|| Failure::UnexpectedError("a put without a condition found that it didn't hold".into()))
+    }
+
+    /// A lane for who looks at a key and then writes to its version.
+    pub(super) fn swap_lane(&self) -> Option<Lane<'_, Write>> {
+        self.swaps.lane()
+    }
+
+    /// Whether such a write may go with others, where there is no lane: what is looked at is read then.
+    pub(super) fn may_swap(&self, data: &[u8]) -> bool {
+        data.len() <= MAX_VALUE && self.portion.are_small()
+    }
+
+    /// Writes over a key that has this version. None: that didn't turn out to be so, or others were in the way, and nothing was done.
+    pub(super) async fn swap(&self, path: &str, data: &[u8], version: Version) -> Result<Option<Stat>, Failure> {
+        self.swaps.ask(Write::new(path, data, Some(version))).await
     }
 }
 
@@ -197,7 +219,10 @@ impl Reader {
     async fn read_all(self, jobs: Vec<Job<Read>>) {
         let paths = jobs.iter().map(|job| job.asked.path.as_str());
         match read_each(&self.client, &self.portion, self.is_fresh, paths).await {
-            Ok(reads) => jobs.into_iter().zip(reads).for_each(|(job, read)| job.answer(read)),
+            Ok(reads) => {
+                self.portion.learn(reads.iter().flatten().map(|(_, stat)| stat));
+                jobs.into_iter().zip(reads).for_each(|(job, read)| job.answer(read));
+            }
             Err(failure) => jobs.into_iter().for_each(|job| job.answer(Err(failure.clone()))),
         }
     }
@@ -269,63 +294,168 @@ pub(super) fn read_together<'c>(
 }
 
 /// A znode to write over.
-struct Write {
+pub(super) struct Write {
     path: String,
     data: Bytes,
-    version: Option<i32>,
+    /// The version that the key must have, if any.
+    expected: Option<Version>,
+}
+
+impl Write {
+    fn new(path: &str, data: &[u8], expected: Option<Version>) -> Self {
+        Write { path: path.to_owned(), data: Bytes::copy_from_slice(data), expected }
+    }
 }
 
 impl Gathered for Write {
-    type Answer = Result<Stat, Failure>;
-    type Server = Client;
+    /// None: nothing was done, as the version wasn't the one expected, or may not have been.
+    type Answer = Result<Option<Stat>, Failure>;
+    type Server = Writer;
 
     fn joins(&self, batch: &[Job<Write>]) -> bool {
-        let bytes: usize = batch.iter().map(|job| job.asked.data.len()).sum();
-        let fits = batch.len() < MAX_WRITES && bytes + self.data.len() <= MAX_BYTES;
-        fits && batch.iter().all(|job| job.asked.path != self.path)
+        may_join(batch, &self.path, self.data.len(), |other| (&other.path, other.data.len()))
     }
 
-    fn carry_out(client: &Client, batch: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {
-        write_all(client.clone(), batch).boxed_local()
+    fn carry_out(writer: &Writer, batch: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {
+        let writer = writer.clone();
+        async move {
+            let ready = writer.judge(batch).await;
+            writer.write_all(ready).await;
+        }
+        .boxed_local()
     }
 }
 
-async fn write_all(client: Client, mut jobs: Vec<Job<Write>>) {
-    if jobs.len() > 1 {
-        match write_together(&client, &jobs).await {
-            Ok(results) => return tell_written(jobs, results),
-            // Others may be in the way too, of which this says nothing: new keys often come together.
-            Err(MultiWriteError::OperationFailed { index, source }) if index < jobs.len() => {
-                jobs.remove(index).answer(Err(source));
-            }
-            Err(failure) => {
-                let failure = Failure::from(failure);
-                return jobs.into_iter().for_each(|job| job.answer(Err(failure.clone())));
+/// Who writes what was gathered.
+#[derive(Clone)]
+pub(super) struct Writer {
+    client: Client,
+    portion: Arc<Portion>,
+}
+
+/// What may be written now, at this version of the znode's.
+struct Ready {
+    job: Job<Write>,
+    version: Option<i32>,
+}
+
+impl Writer {
+    /// Those that may be written now; the others are told. The batch is of those that expect a version, or of those that don't.
+    async fn judge(&self, jobs: Vec<Job<Write>>) -> Vec<Ready> {
+        if jobs.iter().all(|job| job.asked.expected.is_none()) {
+            return jobs.into_iter().map(|job| Ready { job, version: None }).collect();
+        }
+        let paths = jobs.iter().map(|job| job.asked.path.as_str());
+        // Nothing is done where this fails.
+        let reads = read_each(&self.client, &self.portion, true, paths).await.unwrap_or_default();
+        let mut reads = reads.into_iter();
+        let mut ready = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match reads.next().and_then(Result::ok).filter(|(data, stat)| is_as_expected(&job.asked, data, stat)) {
+                Some((_, stat)) => ready.push(Ready { job, version: Some(stat.version) }),
+                None => job.answer(Ok(None)),
             }
         }
+        ready
     }
-    let sent = jobs.into_iter().map(|job| {
-        let Write { path, data, version } = &job.asked;
-        let written = client.set_data(path, data, *version);
-        async move { job.answer(written.await) }
-    });
-    join_all(sent).await;
+
+    async fn write_all(&self, mut ready: Vec<Ready>) {
+        if ready.len() > 1 {
+            match self.write_together(&ready).await {
+                Ok(results) => return tell_written(ready, results),
+                // Others may be in the way too, of which this says nothing: new keys often come together.
+                Err(MultiWriteError::OperationFailed { index, source }) if index < ready.len() => {
+                    let Ready { job, version } = ready.remove(index);
+                    job.answer(if version.is_some() { Ok(None) } else { Err(source) });
+                    ready = still_ready(ready);
+                }
+                Err(failure) => {
+                    let failure = Failure::from(failure);
+                    return ready.into_iter().for_each(|ready| ready.job.answer(Err(failure.clone())));
+                }
+            }
+        }
+        join_all(ready.into_iter().map(|ready| self.write_alone(ready))).await;
+    }
+
+    async fn write_together(&self, ready: &[Ready]) -> Result<Vec<MultiWriteResult>, MultiWriteError> {
+        let mut writer = self.client.new_multi_writer();
+        for Ready { job, version } in ready {
+            writer.add_set_data(&job.asked.path, &job.asked.data, *version)?;
+        }
+        writer.commit().await
+    }
+
+    /// Sends the request at once.
+    fn write_alone(&self, Ready { job, version }: Ready) -> impl Future<Output = ()> {
+        let written = self.client.set_data(&job.asked.path, &job.asked.data, version);
+        async move {
+            let written = written.await;
+            job.answer(match written {
+                Err(failure) if version.is_some() && is_conflict(&failure) => Ok(None),
+                written => written.map(Some),
+            });
+        }
+    }
 }
 
-async fn write_together(client: &Client, jobs: &[Job<Write>]) -> Result<Vec<MultiWriteResult>, MultiWriteError> {
-    let mut writer = client.new_multi_writer();
-    for Job { asked: Write { path, data, version }, .. } in jobs {
-        writer.add_set_data(path, data, *version)?;
-    }
-    writer.commit().await
+fn is_as_expected(write: &Write, data: &[u8], stat: &Stat) -> bool {
+    let is_key = Node::of(*stat, data).is_key() && !node::goes_away(stat);
+    is_key && Some(node::version(stat)) == write.expected
 }
 
-fn tell_written(jobs: Vec<Job<Write>>, results: Vec<MultiWriteResult>) {
+/// What was looked at a round trip earlier has to be looked at again, by whoever wants it.
+fn still_ready(ready: Vec<Ready>) -> Vec<Ready> {
+    let (old, still): (Vec<_>, Vec<_>) = ready.into_iter().partition(|ready| ready.version.is_some());
+    old.into_iter().for_each(|ready| ready.job.answer(Ok(None)));
+    still
+}
+
+fn tell_written(ready: Vec<Ready>, results: Vec<MultiWriteResult>) {
     let mut results = results.into_iter();
-    for job in jobs {
+    for Ready { job, .. } in ready {
         job.answer(match results.next() {
-            Some(MultiWriteResult::SetData { stat }) => Ok(stat),
+            Some(MultiWriteResult::SetData { stat }) => Ok(Some(stat)),
             other => Err(Failure::UnexpectedError(format!("a set in a multi was answered with {other:?}"))),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stat() -> Stat {
+        let (czxid, mzxid, pzxid, ctime, mtime, ephemeral_owner) = (1, 1, 1, 0, 0, 0);
+        let (version, cversion, aversion, data_length, num_children) = (1, 0, 0, 0, 0);
+        Stat {
+            czxid,
+            mzxid,
+            pzxid,
+            ctime,
+            mtime,
+            version,
+            cversion,
+            aversion,
+            ephemeral_owner,
+            data_length,
+            num_children,
+        }
+    }
+
+    #[test]
+    fn the_portion_follows_the_largest_of_late() {
+        let portion = Portion::new(Arc::new(AtomicBool::new(true)));
+        let of = |size: i32| Stat { data_length: size, ..stat() };
+        assert_eq!((portion.size(), portion.are_small()), (16, false));
+        (0..20).for_each(|_| portion.learn(&[of(100), of(7)]));
+        assert_eq!((portion.size(), portion.are_small()), (MAX_READS, true));
+        portion.learn([&of(100), &of(1024 * 1024)]);
+        assert_eq!((portion.size(), portion.are_small()), (1, false));
+        portion.learn([]);
+        (0..4).for_each(|_| portion.learn([&of(0)]));
+        assert_eq!(portion.size(), 3);
+        portion.is_known.store(false, Ordering::Relaxed);
+        assert_eq!(portion.size(), 1);
     }
 }

@@ -53,7 +53,7 @@ impl Session {
     pub(super) async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
         let (path, data) = (self.paths.key(key), node::encode(value));
         for _ in 0..ATTEMPTS {
-            let written = match self.together.write(&path, &data, None).await {
+            let written = match self.together.put(&path, &data).await {
                 Ok(stat) => self.made_permanent(&path, &data, stat).await?,
                 Err(Failure::NoNode) => self.create(&path, &data, CreateMode::Persistent).await?,
                 Err(failure) => return Err(self.write_error(failure)),
@@ -123,6 +123,14 @@ impl Session {
 
     async fn put_over(&self, key: &Key, data: &[u8], version: &Version) -> Result<Stat> {
         let path = self.paths.key(key);
+        node::check_origin(version)?;
+        let lane = self.together.swap_lane();
+        if lane.is_none() && self.together.may_swap(data) {
+            let written = self.together.swap(&path, data, *version).await;
+            if let Some(stat) = written.map_err(|failure| self.write_error(failure))? {
+                return Ok(stat);
+            }
+        }
         let bearer = self.at_version(key, &path, version).await?;
         let written = match &bearer {
             Bearer::Key(stat) => self.overwrite(&path, data, stat, CreateMode::Persistent).await,

@@ -161,7 +161,7 @@ impl Session {
         mode: CreateMode,
     ) -> Result<Stat, Failure> {
         if mode == CreateMode::Persistent && !node::goes_away(stat) {
-            return self.together.write(path, data, Some(stat.version)).await;
+            return self.client.set_data(path, data, Some(stat.version)).await;
         }
         let mut batch = Batch::new(self);
         batch.delete(path, stat.version);

@@ -7,7 +7,6 @@ use super::walk::{Found, Quest};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{Consistency, Depth, KvPair, ListOptions, Page};
-use std::collections::BTreeMap;
 use zookeeper_client::{Error as Failure, Stat};
 
 /// How many znodes one multi deletes at most: so many that even the longest paths fit into a packet.
@@ -39,14 +38,14 @@ impl Session {
 
     pub(super) async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
         let found = self.find(dir, options, false).await?;
-        Ok(Page::cut(found.into_keys().collect(), options.limit, false, |key| key))
+        Ok(Page::cut(found.into_iter().map(|(key, _)| key).collect(), options.limit, false, |key| key))
     }
 
     /// The keys of a listing, one more than its limit at least where there are more.
-    async fn find(&self, dir: &Dir, options: &ListOptions, values: bool) -> Result<BTreeMap<Key, Found>> {
+    async fn find(&self, dir: &Dir, options: &ListOptions, values: bool) -> Result<Vec<(Key, Found)>> {
         let continued = options.after.is_some();
         let Some(top) = self.open_dir(dir, options.consistency).await? else {
-            return if continued || dir.is_root() { Ok(BTreeMap::new()) } else { Err(Error::key_not_found(dir)) };
+            return if continued || dir.is_root() { Ok(Vec::new()) } else { Err(Error::key_not_found(dir)) };
         };
         let descend = options.depth == Depth::Recursive;
         let enough = options.limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
@@ -95,7 +94,7 @@ impl Session {
             return if dir.is_root() { Ok(0) } else { Err(Error::key_not_found(dir)) };
         };
         let found = self.walk(dir, &top.names, Quest::EVERYTHING).await?;
-        let some = found.values().any(Found::is_key);
+        let some = found.iter().any(|(_, found)| found.is_key());
         if !some && !self.is_listable(dir, &top, true).await? {
             return Err(Error::key_not_found(dir));
         }
@@ -108,7 +107,7 @@ impl Session {
 
     /// What is to be deleted, the deepest first: the contenders of a lock with it, whose holders are told that they lost it.
     /// Other ephemeral znodes that are no keys belong to another program's living session.
-    fn doomed(&self, found: BTreeMap<Key, Found>) -> Vec<Doomed> {
+    fn doomed(&self, found: Vec<(Key, Found)>) -> Vec<Doomed> {
         let ours = |found: &Found| found.is_key() || found.stat.ephemeral_owner == 0;
         let mut doomed = Vec::with_capacity(found.len());
         for (key, found) in found.into_iter().rev().filter(|(_, found)| ours(found)) {

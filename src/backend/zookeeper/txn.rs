@@ -156,27 +156,28 @@ impl Session {
 
     /// The znodes of a transaction's keys; read whole where they are small, as one request does for all of them then.
     async fn nodes<'t>(&self, parts: &'t Parts<'_>) -> Result<Vec<(&'t str, Node)>> {
-        if parts.len() > 1 && self.together.portion.is_large() {
+        if parts.len() > 1 && self.together.portion.are_small() {
             let read = self.together.read_all(parts.keys().map(String::as_str)).await;
             let read = read.map_err(|failure| self.read_error(failure))?;
-            let node = |(path, read): (&'t String, Result<Data, Failure>)| {
-                let read = self.unless_gone(read)?;
-                Ok((path.as_str(), read.map_or(Node::Missing, |(data, stat)| Node::of(stat, &data))))
-            };
-            return parts.keys().zip(read).map(node).collect();
+            // Who may not read a znode may look at it.
+            if !read.iter().any(|read| matches!(read, Err(Failure::NoAuth))) {
+                let node = |(path, read): (&'t String, Result<Data, Failure>)| {
+                    let read = self.unless_gone(read)?;
+                    Ok((path.as_str(), read.map_or(Node::Missing, |(data, stat)| Node::of(stat, &data))))
+                };
+                return parts.keys().zip(read).map(node).collect();
+            }
         }
         let synced = self.synced(Consistency::Linearizable, "/");
         let stats = self.send_stats(parts.keys());
         let (synced, stats) = tokio::join!(synced, stats);
         synced?;
         let stats = stats?;
+        self.together.portion.learn(stats.values().flatten());
         let mut nodes = Vec::with_capacity(parts.len());
         for path in parts.keys() {
             let node = match stats.get(path).copied().flatten() {
-                Some(stat) => {
-                    self.together.portion.learn(&stat);
-                    self.identify(path, stat).await?
-                }
+                Some(stat) => self.identify(path, stat).await?,
                 None => Node::Missing,
             };
             nodes.push((path.as_str(), node));

@@ -15,14 +15,14 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use zookeeper_client::{Error as Failure, MultiReadResult, Stat};
 
-/// How many znodes one walk asks for at once, if each takes a request of its own.
+/// How many requests of one walk are on their way at once, if each is for one znode.
 const IN_FLIGHT: usize = 64;
 /// How many requests of one walk are on their way at once, if each is for many znodes.
 const REQUESTS: usize = 4;
-/// How many more znodes are asked for than are needed: some may be no keys.
+/// How many more znodes are asked for at a time than are needed.
 const SPARE: usize = 8;
 
 /// What a walk is after.
@@ -139,6 +139,21 @@ enum Sifted {
     Seen(Seen),
     /// What it is depends on its children.
     Unclear(Found),
+    /// It may not be read.
+    Denied,
+}
+
+/// What a znode's own data says about it.
+fn sift((data, stat): Data, quest: Quest<'_>) -> Sifted {
+    let node = Node::of(stat, &data);
+    let value = if quest.values { node::decode(data) } else { Bytes::new() };
+    let found = Found { stat, has_value: node.is_key(), value, published: None, contenders: Vec::new() };
+    // It may be a lock, or have a line of contenders that goes with it: its children tell.
+    if stat.num_children > 0 && (quest.vacant || !node.is_key()) {
+        return Sifted::Unclear(found);
+    }
+    let unread = quest.descend && stat.num_children > 0;
+    Sifted::Seen(Seen { found: Some(found), children: Vec::new(), unread })
 }
 
 /// A walk in progress.
@@ -148,7 +163,10 @@ struct Walk<'q> {
     open: BTreeSet<Visit>,
     /// The first of each request that is not answered yet.
     asked: BTreeSet<Visit>,
-    found: BTreeMap<Key, Found>,
+    /// How many are asked for in all.
+    on_their_way: usize,
+    /// Not quite in order.
+    found: Vec<(Key, Found)>,
 }
 
 /// What one request was for, and what came of each.
@@ -158,26 +176,33 @@ struct Answer {
 }
 
 impl Session {
-    /// What is beneath `dir`, whose children have these names.
-    pub(super) async fn walk(&self, dir: &Dir, names: &[String], quest: Quest<'_>) -> Result<BTreeMap<Key, Found>> {
+    /// What is beneath `dir`, whose children have these names, in the keys' order.
+    pub(super) async fn walk(&self, dir: &Dir, names: &[String], quest: Quest<'_>) -> Result<Vec<(Key, Found)>> {
         let (open, asked) = (BTreeSet::new(), BTreeSet::new());
-        let mut walk = Walk { quest, open, asked, found: BTreeMap::new() };
+        let mut walk = Walk { quest, open, asked, on_their_way: 0, found: Vec::new() };
         let mut answers = FuturesUnordered::new();
         walk.open_children(self, dir, names);
         while !walk.is_complete() {
-            while let Some(visits) = walk.next_visits(self.together.portion.size()) {
+            while let Some(visits) = walk.next_visits(self.portion(quest)) {
                 answers.push(self.visit(visits, quest));
             }
             let Some(answer) = answers.next().await else { break };
             walk.take(self, answer?);
         }
+        walk.sort();
         Ok(walk.found)
+    }
+
+    /// How many znodes to ask for together: one, where that would read values that nobody wants and that may be large.
+    fn portion(&self, quest: Quest<'_>) -> usize {
+        let portion = &self.together.portion;
+        if quest.values || portion.are_small() { portion.size() } else { 1 }
     }
 
     /// Asks for these, in one request where that is no more than what is wanted: it brings the data too.
     async fn visit(&self, visits: Vec<Visit>, quest: Quest<'_>) -> Result<Answer> {
         let paths: Vec<_> = visits.iter().map(|visit| self.paths.key(&visit.key)).collect();
-        if visits.len() > 1 && (quest.values || self.together.portion.is_large()) {
+        if visits.len() > 1 {
             let asked: Vec<_> = paths.iter().zip(&visits).map(|(path, visit)| (path.as_str(), visit.part)).collect();
             let sent = read_together(&self.client, &self.together.portion, &asked);
             let answered = match sent {
@@ -185,7 +210,7 @@ impl Session {
                 Err(failure) => Err(failure),
             };
             if let Some(parts) = answered.map_err(|failure| self.read_error(failure))? {
-                return Ok(Answer { seen: self.see_all(&paths, parts, quest).await?, visits });
+                return Ok(Answer { seen: self.see_all(&visits, &paths, parts, quest).await?, visits });
             }
         }
         let seen = visits.iter().zip(&paths).map(|(visit, path)| self.see(visit, path, quest));
@@ -193,28 +218,45 @@ impl Session {
     }
 
     /// What one request found out about each of these.
-    async fn see_all(&self, paths: &[String], parts: Vec<MultiReadResult>, quest: Quest<'_>) -> Result<Vec<Seen>> {
+    async fn see_all(
+        &self,
+        visits: &[Visit],
+        paths: &[String],
+        parts: Vec<MultiReadResult>,
+        quest: Quest<'_>,
+    ) -> Result<Vec<Seen>> {
+        let stats = parts
+            .iter()
+            .filter_map(|part| if let MultiReadResult::Data { stat, .. } = part { Some(stat) } else { None });
+        self.together.portion.learn(stats);
         let (mut seen, mut rest) = (Vec::with_capacity(parts.len()), Vec::new());
-        for (path, part) in paths.iter().zip(parts) {
-            seen.push(match part {
-                MultiReadResult::Error { err: Failure::NoNode } => Seen::default(),
+        for (at, part) in parts.into_iter().enumerate() {
+            let sifted = match part {
+                MultiReadResult::Error { err: Failure::NoNode } => Sifted::Seen(Seen::default()),
+                // Who may not read a znode may look at it.
+                MultiReadResult::Error { err: Failure::NoAuth } if !quest.values => Sifted::Denied,
                 MultiReadResult::Error { err } => return Err(self.read_error(err)),
-                MultiReadResult::Children { children } => Seen { children, ..Seen::default() },
-                MultiReadResult::Data { data, stat } => match self.sift((data, stat), quest) {
-                    Sifted::Seen(seen) => seen,
-                    Sifted::Unclear(found) => {
-                        rest.push((seen.len(), path, found));
-                        Seen::default()
-                    }
-                },
+                MultiReadResult::Children { children } => Sifted::Seen(Seen { children, ..Seen::default() }),
+                MultiReadResult::Data { data, stat } => sift((data, stat), quest),
                 other => {
                     let reason = format!("a multiRead was answered with {other:?}");
                     return Err(self.read_error(Failure::UnexpectedError(reason)));
                 }
-            });
+            };
+            match sifted {
+                Sifted::Seen(clear) => seen.push(clear),
+                unclear => {
+                    seen.push(Seen::default());
+                    rest.push((at, unclear));
+                }
+            }
         }
-        let clear = rest.into_iter().map(async |(at, path, found)| {
-            let seen = self.see_line(path, found, quest).await?;
+        let clear = rest.into_iter().map(async |(at, sifted)| {
+            let seen = match sifted {
+                Sifted::Seen(seen) => seen,
+                Sifted::Unclear(found) => self.see_line(&paths[at], found, quest).await?,
+                Sifted::Denied => self.see(&visits[at], &paths[at], quest).await?,
+            };
             Ok::<_, Error>((at, seen))
         });
         for (at, clear) in try_join_all(clear).await? {
@@ -240,24 +282,12 @@ impl Session {
 
     async fn see_value(&self, path: &str, quest: Quest<'_>) -> Result<Option<Seen>> {
         let Some(data) = self.unless_gone(self.client.get_data(path).await)? else { return Ok(None) };
-        match self.sift(data, quest) {
+        self.together.portion.learn([&data.1]);
+        match sift(data, quest) {
             Sifted::Seen(seen) => Ok(Some(seen)),
             Sifted::Unclear(found) => self.see_line(path, found, quest).await.map(Some),
+            Sifted::Denied => Ok(None),
         }
-    }
-
-    /// What a znode's own data says about it.
-    fn sift(&self, (data, stat): Data, quest: Quest<'_>) -> Sifted {
-        self.together.portion.learn(&stat);
-        let node = Node::of(stat, &data);
-        let value = if quest.values { node::decode(data) } else { Bytes::new() };
-        let found = Found { stat, has_value: node.is_key(), value, published: None, contenders: Vec::new() };
-        // It may be a lock, or have a line of contenders that goes with it: its children tell.
-        if stat.num_children > 0 && (quest.vacant || !node.is_key()) {
-            return Sifted::Unclear(found);
-        }
-        let unread = quest.descend && stat.num_children > 0;
-        Sifted::Seen(Seen { found: Some(found), children: Vec::new(), unread })
     }
 
     /// What the children of a znode say about it. If the walk goes there anyway, this is when it reads their names.
@@ -280,7 +310,7 @@ impl Session {
         let Some((children, stat)) = read else { return Ok(None) };
         let node = self.identify(path, stat).await?;
         let Some(&stat) = node.stat() else { return Ok(None) };
-        self.together.portion.learn(&stat);
+        self.together.portion.learn([&stat]);
         let published = match descend {
             _ if node.is_key() => None,
             true => self.published_among(path, &children).await?,
@@ -304,12 +334,16 @@ impl Session {
 impl Walk<'_> {
     /// What to ask for next, in requests for so many znodes each; none where enough is on its way.
     fn next_visits(&mut self, portion: usize) -> Option<Vec<Visit>> {
-        if self.asked.len() >= REQUESTS.max(IN_FLIGHT / portion) {
+        let requests = if portion == 1 { IN_FLIGHT } else { REQUESTS };
+        let coming = self.found.len() + self.on_their_way;
+        if self.asked.len() >= requests || (self.on_their_way > 0 && coming >= self.quest.enough) {
             return None;
         }
-        let missing = self.quest.enough.saturating_sub(self.found.len()).saturating_add(SPARE);
+        // Some may be no keys.
+        let missing = self.quest.enough.saturating_sub(coming).saturating_add(SPARE);
         let visits: Vec<_> = std::iter::from_fn(|| self.open.pop_first()).take(portion.min(missing)).collect();
         self.asked.insert(visits.first()?.clone());
+        self.on_their_way += visits.len();
         Some(visits)
     }
 
@@ -317,6 +351,7 @@ impl Walk<'_> {
         if let Some(first) = visits.first() {
             self.asked.remove(first);
         }
+        self.on_their_way -= visits.len();
         for (visit, seen) in visits.into_iter().zip(seen) {
             self.take_one(session, visit, seen);
         }
@@ -327,35 +362,47 @@ impl Walk<'_> {
             self.open_children(session, &visit.key.as_dir(), &seen.children);
         }
         if seen.unread {
-            self.open(Visit::children(visit.key.clone()));
+            let visit = Visit::children(visit.key.clone());
+            if self.is_wanted(&visit) {
+                self.open.insert(visit);
+            }
         }
         let behind = self.quest.after.is_none_or(|after| visit.key > *after);
         let found = seen.found.filter(|found| behind && (found.is_key() || self.quest.vacant));
         if let Some(found) = found {
-            self.found.insert(visit.key, found);
+            self.found.push((visit.key, found));
         }
     }
 
     fn open_children(&mut self, session: &Session, dir: &Dir, names: &[String]) {
-        for key in names.iter().filter_map(|name| session.paths.child(dir, name)) {
-            self.open(Visit::node(key));
+        let keys = names.iter().filter_map(|name| session.paths.child(dir, name));
+        let visits: Vec<_> = keys.map(Visit::node).filter(|visit| self.is_wanted(visit)).collect();
+        match self.open.is_empty() {
+            // Sorted all at once, which is faster.
+            true => self.open = visits.into_iter().collect(),
+            false => self.open.extend(visits),
         }
     }
 
-    fn open(&mut self, visit: Visit) {
-        if self.quest.after.is_none_or(|after| visit.leads_behind(after, self.quest.descend)) {
-            self.open.insert(visit);
-        }
+    fn is_wanted(&self, visit: &Visit) -> bool {
+        self.quest.after.is_none_or(|after| visit.leads_behind(after, self.quest.descend))
+    }
+
+    fn sort(&mut self) {
+        self.found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     }
 
     /// Whether enough is found that nothing unread can come before.
-    fn is_complete(&self) -> bool {
+    fn is_complete(&mut self) -> bool {
+        if self.found.len() >= self.quest.enough {
+            self.sort();
+        }
         let Some(unread) = self.asked.first().into_iter().chain(self.open.first()).min() else { return true };
         if self.found.len() < self.quest.enough {
             return false;
         }
-        let last = self.quest.enough.checked_sub(1).and_then(|index| self.found.keys().nth(index));
-        last.is_none_or(|last| *unread > Visit::node(last.clone()))
+        let last = self.quest.enough.checked_sub(1).and_then(|index| self.found.get(index));
+        last.is_none_or(|(last, _)| *unread > Visit::node(last.clone()))
     }
 }
 
