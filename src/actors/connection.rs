@@ -35,7 +35,8 @@ use tracing::{Instrument, Span, debug_span, warn};
 /// The actor of one store's connection. It takes the messages of [`messages`](crate::messages); its address, from
 /// [`Store::addr`](crate::Store::addr), stays the same over every reconnection.
 ///
-/// Each call runs as its own task, so that none waits for another but for the bound on calls in flight.
+/// Each call runs as its own task. None waits for another but for the bound on calls in flight, and where a driver lets many go
+/// together.
 pub struct Connection {
     calls: Rc<Calls>,
     /// Weak, so that the store closes when the last handle goes, whoever holds the actor's address.

@@ -31,12 +31,14 @@ use std::time::Duration;
 /// calls. Such a backend is opened by [`Store::with_backend`](crate::Store::with_backend); nothing is contacted before.
 ///
 /// The driver adds the configuration's namespace itself, so that keys may be as long, and values as large, as in a store
-/// that [`Store::open`](crate::Store::open) opened. Two things are for the wrapper to see to:
+/// that [`Store::open`](crate::Store::open) opened. Three things are for the wrapper to see to:
 /// - Hand on the driver's [`capabilities`](Connector::capabilities), by which the store refuses what the driver can't do,
 ///   and its [`connect_within`](Connector::connect_within) and [`recover_within`](Connector::recover_within), without
 ///   which some drivers get too little time.
 /// - Give `with_backend` the configuration's own [`options`](Config::options): some of them are for the driver, as
 ///   `session_timeout` and `datacenter`, and some for the store.
+/// - Make its calls where [`Store`](crate::Store) does: in an actix system or a tokio `LocalSet`, of which the drivers ask tasks of
+///   their own.
 ///
 /// One difference is left: a key whose first segment is `zookeeper` is refused even where there is a namespace, of which
 /// `with_backend` knows nothing.
