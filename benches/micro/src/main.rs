@@ -31,7 +31,7 @@ struct Case {
     run: fn(usize) -> Outcome,
 }
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 13] = [
     Case { name: "key_parse", times: 20_000, run: key_parse },
     Case { name: "memory_get", times: 2_000, run: |times| in_system(memory_get(times)) },
     Case { name: "memory_get_of_64", times: 64 * 40, run: |times| in_system(memory_get_of_64(times)) },
@@ -40,7 +40,6 @@ const CASES: [Case; 14] = [
     Case { name: "call", times: 2_000, run: |times| in_system(call(times, Answers::Later)) },
     Case { name: "call_put", times: 2_000, run: |times| in_system(call_put(times)) },
     Case { name: "call_of_64", times: 64 * 40, run: |times| in_system(call_of_64(times)) },
-    Case { name: "call_of_thread", times: 2_000, run: |times| in_runtime(call(times, Answers::Later)) },
     Case { name: "memory_list_1000", times: 20, run: |times| in_system(memory_list(times)) },
     Case { name: "watch_fan_out_1000", times: 20, run: |times| in_system(fan_out(times)) },
     Case { name: "consul_list_1000", times: 20, run: |times| in_system(consul_list(times)) },
@@ -63,11 +62,6 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 /// The store's actors run on this very thread, as in an actix application.
 fn in_system(work: impl Future<Output = Outcome>) -> Outcome {
     System::new().block_on(work)
-}
-
-/// The store's actors have a thread of their own.
-fn in_runtime(work: impl Future<Output = Outcome>) -> Outcome {
-    tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(work)
 }
 
 /// Paths as applications write them: in normal form, not in normal form, deep, not in ASCII.
