@@ -56,7 +56,7 @@ async fn soak_on(cluster: &Cluster, seed: u64, time: Duration) {
     let kind = cluster.kind();
     let mut rng = Rng::with_seed(seed);
     let mut total = Report::default();
-    let base = Footprint::take(cluster).await;
+    let base = Footprint::take(cluster).await.expect("the servers' answers");
     let mut memory = None;
     for round in 0..ROUNDS {
         let until = Instant::now() + time / ROUNDS;

@@ -2,6 +2,7 @@
 
 use crate::common::zookeeper::four_letters;
 use crate::common::{Cluster, Kind, Server, http};
+use std::io;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -24,11 +25,11 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    pub async fn take(cluster: &Cluster) -> Footprint {
+    pub async fn take(cluster: &Cluster) -> io::Result<Footprint> {
         let (mut watches, mut sessions) = (0, 0);
         for node in cluster.nodes() {
-            watches += watches_of(node).await;
-            sessions += sessions_of(node).await;
+            watches += watches_of(node).await?;
+            sessions += sessions_of(node).await?;
         }
         let connections = (0..cluster.nodes().len()).map(|node| cluster.proxy(node).counts().open).sum();
         let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
@@ -40,7 +41,7 @@ impl Footprint {
         // One may be closed while it is looked at.
         let links = fds.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
         let sockets = links.filter(|link| link.to_string_lossy().starts_with("socket:")).count();
-        Footprint { threads, sockets, connections, watches, sessions }
+        Ok(Footprint { threads, sockets, connections, watches, sessions })
     }
 
     /// Whether nothing of this is more than in `base`.
@@ -57,7 +58,7 @@ impl Footprint {
         let deadline = Instant::now() + patience;
         loop {
             let now = Footprint::take(cluster).await;
-            if now.within(base) {
+            if now.as_ref().is_ok_and(|now| now.within(base)) {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -75,10 +76,10 @@ pub fn resident() -> u64 {
     line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number") * 1024
 }
 
-async fn watches_of(node: &Server) -> u64 {
-    match node.kind() {
+async fn watches_of(node: &Server) -> io::Result<u64> {
+    Ok(match node.kind() {
         Kind::Etcd => {
-            let metrics = get(node, "/metrics").await;
+            let metrics = http::get(node.address(), "/metrics").await?.body;
             let name = "etcd_debugging_mvcc_watcher_total ";
             let number = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("the metric");
             number.trim().parse::<f64>().expect("a number") as u64
@@ -86,28 +87,27 @@ async fn watches_of(node: &Server) -> u64 {
         // They are the connections, which the proxies count.
         Kind::Consul => 0,
         Kind::ZooKeeper => {
-            let answer = four_letters(node.address(), "wchs").await.expect("ZooKeeper's answer");
+            let answer = four_letters(node.address(), "wchs").await?;
             let total = answer.lines().find_map(|line| line.strip_prefix("Total watches:")).expect("the total");
             total.trim().parse().expect("a number")
         }
-    }
+    })
 }
 
-async fn sessions_of(node: &Server) -> u64 {
-    match node.kind() {
+async fn sessions_of(node: &Server) -> io::Result<u64> {
+    Ok(match node.kind() {
         Kind::Etcd => {
-            let answer = http::request(node.address(), "POST", "/v3/lease/leases", "{}").await.expect("etcd's answer");
+            let answer = http::request(node.address(), "POST", "/v3/lease/leases", "{}").await?;
             answer.body.matches("\"ID\"").count() as u64
         }
-        Kind::Consul => get(node, "/v1/session/list?stale").await.matches("\"ID\"").count() as u64,
+        Kind::Consul => {
+            let answer = http::get(node.address(), "/v1/session/list?stale").await?;
+            answer.body.matches("\"ID\"").count() as u64
+        }
         // What looks is one itself.
         Kind::ZooKeeper => {
-            let answer = four_letters(node.address(), "cons").await.expect("ZooKeeper's answer");
+            let answer = four_letters(node.address(), "cons").await?;
             answer.matches("sid=").count() as u64
         }
-    }
-}
-
-async fn get(node: &Server, path: &str) -> String {
-    http::get(node.address(), path).await.expect("an answer").body
+    })
 }

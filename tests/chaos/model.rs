@@ -1,5 +1,7 @@
 //! What a group of keys may answer: the sequential specification that histories are compared with.
 
+use std::cell::Cell;
+use std::collections::HashSet;
 use todc_utils::Specification;
 
 /// Keys that transactions change together, and whose history is therefore checked together.
@@ -21,6 +23,27 @@ pub enum Call {
         sets: Vec<(usize, Option<Value>)>,
         outcome: Outcome,
     },
+}
+
+/// A call as the checker sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Its answer is known.
+    Answered(Call),
+    /// A write whose answer was lost, and which of its like it is: of those that do the same to the same keys the one that was called
+    /// first is as good as any other, so that only their number matters and not which of them were made.
+    Lost { call: Call, like: usize, number: usize },
+    /// All is over: what was lost and not made until now was never made.
+    End,
+}
+
+/// A group of keys at a moment, and how it came about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct State {
+    keys: [Option<Value>; KEYS],
+    /// How many lost writes of each kind were made.
+    made: Vec<usize>,
+    ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +70,35 @@ impl Call {
     pub fn is_unknown(&self) -> bool {
         matches!(self, Call::Write { outcome: Outcome::Unknown, .. })
     }
+
+    /// Whether a key has one of these values afterwards.
+    pub fn sets_any(&self, values: &HashSet<Value>) -> bool {
+        match self {
+            Call::Read { .. } => false,
+            Call::Write { sets, .. } => {
+                sets.iter().any(|(_, value)| value.is_some_and(|value| values.contains(&value)))
+            }
+        }
+    }
+
+    /// The same call, writing other values.
+    pub fn writing(mut self, instead: impl Fn(Value) -> Value) -> Call {
+        if let Call::Write { sets, .. } = &mut self {
+            sets.iter_mut().for_each(|(_, value)| *value = value.map(&instead));
+        }
+        self
+    }
 }
 
 impl Check {
+    /// The value that it expects.
+    pub fn value(self) -> Option<Value> {
+        match self {
+            Check::Exists => None,
+            Check::Is(value) => value,
+        }
+    }
+
     fn holds(self, now: Option<Value>) -> bool {
         match self {
             Check::Exists => now.is_some(),
@@ -61,31 +110,74 @@ impl Check {
 /// A group of keys, none of which is there at first.
 pub struct Keys;
 
-impl Specification for Keys {
-    type State = [Option<Value>; KEYS];
-    type Operation = Call;
+/// How many steps a search may take: minutes of them.
+const STEPS: u64 = 50_000_000;
 
-    fn init() -> Self::State {
-        [None; KEYS]
+thread_local! {
+    static STEPS_LEFT: Cell<u64> = const { Cell::new(STEPS) };
+}
+
+impl Keys {
+    /// Runs a search on this thread. `None` where it took too long: then it says nothing.
+    pub fn search<T>(search: impl FnOnce() -> T) -> Option<T> {
+        STEPS_LEFT.set(STEPS);
+        let found = search();
+        (STEPS_LEFT.get() > 0).then_some(found)
+    }
+}
+
+impl Specification for Keys {
+    type State = State;
+    type Operation = Step;
+
+    fn init() -> State {
+        State::default()
     }
 
-    fn apply(call: &Call, state: &Self::State) -> (bool, Self::State) {
-        match call {
-            Call::Read { key, found } => (state[*key] == *found, *state),
-            Call::Write { checks, sets, outcome } => {
-                let holds = checks.iter().all(|(key, check)| check.holds(state[*key]));
-                let possible = match outcome {
-                    Outcome::Made => holds,
-                    Outcome::Refused => !holds,
-                    // What was never made is as good as made after everything else.
-                    Outcome::Unknown => true,
-                };
-                let mut after = *state;
-                if holds {
-                    sets.iter().for_each(|(key, value)| after[*key] = *value);
-                }
-                (possible, after)
-            }
+    fn apply(step: &Step, state: &State) -> (bool, State) {
+        let left = STEPS_LEFT.get().saturating_sub(1);
+        STEPS_LEFT.set(left);
+        if left == 0 {
+            // Nothing goes on from here, which ends the search soon.
+            return (false, state.clone());
         }
+        match step {
+            Step::Answered(call) => state.after_answered(call),
+            Step::Lost { .. } if state.ended => (true, state.clone()),
+            Step::Lost { call, like, number } => state.after_lost(call, *like, *number),
+            Step::End => (true, State { ended: true, ..state.clone() }),
+        }
+    }
+}
+
+impl State {
+    fn after_answered(&self, call: &Call) -> (bool, State) {
+        match call {
+            Call::Read { key, found } => (self.keys[*key] == *found, self.clone()),
+            Call::Write { checks, outcome: Outcome::Refused, .. } => (!self.allows(checks), self.clone()),
+            Call::Write { checks, sets, .. } => (self.allows(checks), self.with(sets)),
+        }
+    }
+
+    /// What changes nothing needn't be thought of as made.
+    fn after_lost(&self, call: &Call, like: usize, number: usize) -> (bool, State) {
+        let (possible, mut after) = self.after_answered(call);
+        let made = self.made.get(like).copied().unwrap_or(0);
+        if !possible || made != number || after.keys == self.keys {
+            return (false, after);
+        }
+        after.made.resize(after.made.len().max(like + 1), 0);
+        after.made[like] += 1;
+        (true, after)
+    }
+
+    fn allows(&self, checks: &[(usize, Check)]) -> bool {
+        checks.iter().all(|(key, check)| check.holds(self.keys[*key]))
+    }
+
+    fn with(&self, sets: &[(usize, Option<Value>)]) -> State {
+        let mut after = self.clone();
+        sets.iter().for_each(|(key, value)| after.keys[*key] = *value);
+        after
     }
 }

@@ -77,24 +77,23 @@ const CONVERGES: Duration = Duration::from_secs(20);
 
 /// Runs everything while `faults` happen, and returns what was seen, with all that must not be.
 pub async fn run(scene: Scene, seed: u64, faults: impl Future<Output = u64>) -> (Report, Vec<String>) {
-    let mut load = Load::start(&scene, seed).await;
+    let mut load =
+        timeout(CONVERGES, Load::start(&scene, seed)).await.expect("watches, registrations and observers that begin");
     let count = faults.await;
     load.stop().await;
     let mut report = load.look(&scene).await;
     report.faults = count;
-    for store in &scene.stores {
-        if timeout(CONVERGES, store.close()).await.is_err() {
-            load.shared.fault("a store doesn't close".to_owned());
-        }
-    }
-    let faults = load.shared.faults();
-    if faults.is_empty() {
+    if load.shared.faults().is_empty() {
         // So that the next runs have as much to do as this one.
         let all = DeleteTreeOptions { allow_root: true };
         let _ = scene.judge.delete_tree_with("", all).await;
     }
-    let _ = scene.judge.close().await;
-    (report, faults)
+    for store in scene.stores.iter().chain([&scene.judge]) {
+        if timeout(CONVERGES, store.close()).await.is_err() {
+            load.shared.fault("a store doesn't close".to_owned());
+        }
+    }
+    (report, load.shared.faults())
 }
 
 /// All that goes on in a run.
@@ -245,8 +244,9 @@ impl Load {
                 }
                 sleep(Duration::from_millis(50)).await;
             }
-            if let Err(error) = registration.unregister().await {
-                self.shared.fault(format!("`{name}` can't be taken back: {error:?}"));
+            match timeout(CONVERGES, registration.unregister()).await {
+                Ok(Ok(())) => {}
+                ended => self.shared.fault(format!("`{name}` can't be taken back: {ended:?}")),
             }
         }
     }

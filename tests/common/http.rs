@@ -2,8 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long a server has for an answer about itself.
+const DUE: Duration = Duration::from_secs(20);
 
 /// What a server said.
 #[derive(Debug)]
@@ -34,11 +39,20 @@ pub async fn request_as(address: SocketAddr, method: &str, path: &str, header: &
 
 /// One request on a connection of its own. In HTTP/1.0, where the body goes to the end of the connection, never in chunks.
 async fn send(address: SocketAddr, request: &str) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
+    let answer = exchange(address, request).await?;
     parse(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP: {answer:?}")))
+}
+
+/// What is said on a connection of its own until it is closed, to `request`. Nobody waits for ever for a server that is stuck.
+pub async fn exchange(address: SocketAddr, request: &str) -> io::Result<String> {
+    timeout(DUE, async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    })
+    .await?
 }
 
 fn parse(answer: &str) -> Option<Answer> {

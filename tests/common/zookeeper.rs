@@ -1,6 +1,7 @@
 //! How ZooKeeper is run and asked.
 
 use super::cluster::Standing;
+use super::http;
 use super::server::{Member, Setup, on_path};
 use super::tls::ServerTls;
 use std::io;
@@ -130,9 +131,5 @@ pub async fn standing(address: SocketAddr) -> Option<Standing> {
 
 /// The answer to one of ZooKeeper's four-letter words.
 pub async fn four_letters(address: SocketAddr, word: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(word.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
+    http::exchange(address, word).await
 }
