@@ -110,6 +110,31 @@ async fn etcd() {
     let Some(server) = Server::start(Kind::Etcd).await else { return };
     let store = Store::connect(&server.url("requests")).await.unwrap();
     each_call_is_one_request(&store, &server).await;
+    let put = async |store: &Store, path: String| store.put(path, "1").await;
+    let (requests, written) = by_all(&store, &server, put).await;
+    assert_few(requests, "puts");
+    let get = async |store: &Store, path: String| store.get(path).await;
+    // Until it knows how large values are, sixteen together are the most.
+    by_all(&store, &server, get).await;
+    let (requests, pairs) = by_all(&store, &server, get).await;
+    assert_few(requests, "gets");
+    assert!(pairs.iter().map(|pair| pair.version).eq(written));
+    let stale = async |store: &Store, path: String| store.get_with(path, Consistency::Stale).await;
+    assert_few(by_all(&store, &server, stale).await.0, "stale gets");
+    assert_few(by_all(&store, &server, async |store, path| store.exists(path).await).await.0, "looks");
+    let versions: Vec<_> = pairs.into_iter().map(|pair| (pair.key.to_string(), pair.version)).collect();
+    let swap = async |store: &Store, path: String| {
+        let (_, version) = versions.iter().find(|(key, _)| *key == path).unwrap();
+        store.atomic_put(path, "2", *version).await
+    };
+    assert_few(by_all(&store, &server, swap).await.0, "atomic_puts");
+    assert_few(by_all(&store, &server, async |store, path| store.delete(path).await).await.0, "deletes");
+    let large = "x".repeat(100_000);
+    let (requests, _) = by_all(&store, &server, async |store, path| store.put(path, large.clone()).await).await;
+    assert_eq!(requests, 64, "large values go by themselves");
+    by_all(&store, &server, get).await;
+    let (requests, _) = by_all(&store, &server, get).await;
+    assert!(requests > 8, "{requests} requests for what has 100 kB");
 }
 
 #[tokio::test]

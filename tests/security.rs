@@ -266,17 +266,20 @@ async fn assert_silence_of(server: Server, store: Store, secrets: &Secrets) {
     secrets.absent_in_log();
 }
 
-/// Two users: `root`, and `app` which has all rights on `app/` and no others.
+/// Three users: `root`, `app` which has all rights on `app/` and no others, and `some` which has them on `app/open/`.
 async fn etcd_with_users() -> Option<Server> {
     let server = Server::start(Kind::Etcd).await?;
     let user = |name: &str| format!(r#"{{"name":"{name}","password":"{PASSWORD}"}}"#);
     etcd::administer(&server, "auth/user/add", &user("root")).await;
     etcd::administer(&server, "auth/user/add", &user("app")).await;
-    // `app/` and `app0`, in base64 as all that is bytes.
-    let right = r#"{"name":"app","perm":{"permType":"READWRITE","key":"YXBwLw==","range_end":"YXBwMA=="}}"#;
-    etcd::administer(&server, "auth/role/add", r#"{"name":"app"}"#).await;
-    etcd::administer(&server, "auth/role/grant", right).await;
-    etcd::administer(&server, "auth/user/grant", r#"{"user":"app","role":"app"}"#).await;
+    etcd::administer(&server, "auth/user/add", &user("some")).await;
+    // `app/` and `app0`, `app/open/` and `app/open0`: in base64 as all that is bytes.
+    for (name, key, end) in [("app", "YXBwLw==", "YXBwMA=="), ("some", "YXBwL29wZW4v", "YXBwL29wZW4w")] {
+        let perm = format!(r#"{{"permType":"READWRITE","key":"{key}","range_end":"{end}"}}"#);
+        etcd::administer(&server, "auth/role/add", &format!(r#"{{"name":"{name}"}}"#)).await;
+        etcd::administer(&server, "auth/role/grant", &format!(r#"{{"name":"{name}","perm":{perm}}}"#)).await;
+        etcd::administer(&server, "auth/user/grant", &format!(r#"{{"user":"{name}","role":"{name}"}}"#)).await;
+    }
     etcd::administer(&server, "auth/user/grant", r#"{"user":"root","role":"root"}"#).await;
     etcd::administer(&server, "auth/enable", "{}").await;
     Some(server)
@@ -301,6 +304,8 @@ async fn etcd_users_and_their_rights() {
     for error in [secrets.error(store.put("a", "1").await), secrets.error(store.get("a").await)] {
         assert!(matches!(error, Error::PermissionDenied { .. }), "{error:?}");
     }
+    let some = secrets.open(&url_as(&server, &format!("some:{PASSWORD_IN_URL}"), "app")).await;
+    each_gets_what_it_may(&some).await;
     assert_silence_of(server, store, &secrets).await;
 }
 

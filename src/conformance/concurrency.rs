@@ -201,45 +201,54 @@ pub async fn racing_puts_have_versions_of_their_own(fixture: &Fixture) -> Outcom
 /// Of many writes and reads at once each has an outcome of its own, whatever comes of the others: some are of what is there, some
 /// of what isn't, and some on versions that are no more.
 pub async fn each_of_many_calls_has_its_own_outcome(fixture: &Fixture) -> Outcome {
-    const CALLERS: usize = 96;
+    const CALLERS: usize = 100;
+    const KINDS: usize = 10;
     let store = fixture.store();
     let path = |number: usize| format!("many/{number}");
     let old = join_all((0..CALLERS).map(|number| store.put(path(number), "old"))).await;
     let old = old.into_iter().collect::<Result<Vec<_>>>()?;
     let mut versions = old.clone();
-    for number in (2..CALLERS).step_by(6) {
+    for number in (0..CALLERS).filter(|number| [2, 8].contains(&(number % KINDS))) {
         versions[number] = store.put(path(number), "newer").await?;
     }
     let call = |store: Store, number: usize| {
-        let (path, old) = (path(number), old[number]);
+        let (path, none, old) = (path(number), format!("none/{number}"), old[number]);
         async move {
-            let written = match number % 6 {
-                0 => store.put(&path, "new").await,
-                1 | 2 => store.atomic_put(&path, "new", old).await.map(|pair| pair.version),
-                3 => store.atomic_put(&path, "new", Expected::Absent).await.map(|pair| pair.version),
-                4 => store.atomic_put(format!("none/{number}"), "new", old).await.map(|pair| pair.version),
-                _ => store.put(format!("fresh/{number}"), "new").await,
+            let written = match number % KINDS {
+                0 => store.put(&path, "new").await.map(Some),
+                1 | 2 => store.atomic_put(&path, "new", old).await.map(|pair| Some(pair.version)),
+                3 => store.atomic_put(&path, "new", Expected::Absent).await.map(|pair| Some(pair.version)),
+                4 => store.atomic_put(&none, "new", old).await.map(|pair| Some(pair.version)),
+                5 => store.put(format!("fresh/{number}"), "new").await.map(Some),
+                6 => store.delete(&path).await.map(|()| None),
+                7 | 8 => store.atomic_delete(&path, old).await.map(|()| None),
+                _ => store.delete(&none).await.map(|()| None),
             };
-            (written, store.get(&path).await, store.get(format!("none/{number}")).await)
+            (written, store.get(&path).await, store.exists(&path).await, store.get(&none).await)
         }
     };
     let outcomes = Callers::on(fixture).await?.run(CALLERS, call).await;
-    for (number, (written, read, nothing)) in outcomes.into_iter().enumerate() {
-        let pair = read?;
-        match number % 6 {
-            0 | 1 => {
-                assert!(written? == pair.version && pair.version != versions[number], "{number}");
-                assert_eq!(pair.value, "new");
-            }
-            2 => assert_error!(written, Error::KeyModified { .. }, "{number}"),
-            3 => assert_error!(written, Error::KeyExists { .. }, "{number}"),
-            4 => assert_error!(written, Error::KeyNotFound { .. }, "{number}"),
-            _ => assert_eq!(store.get(format!("fresh/{number}")).await?.version, written?, "{number}"),
-        }
-        if number % 6 > 1 {
-            assert_eq!(pair.version, versions[number], "{number}");
-        }
+    for (number, (written, read, exists, nothing)) in outcomes.into_iter().enumerate() {
         assert_error!(nothing, Error::KeyNotFound { .. }, "{number}");
+        assert_eq!(exists?, read.is_ok(), "{number}");
+        match number % KINDS {
+            0 | 1 => {
+                let pair = read?;
+                assert!(written? == Some(pair.version) && pair.version != versions[number], "{number}");
+                assert_eq!(pair.value, "new");
+                continue;
+            }
+            6 | 7 => {
+                assert_eq!(written?, None, "{number}");
+                assert_error!(read, Error::KeyNotFound { .. }, "{number}");
+                continue;
+            }
+            2 | 8 => assert_error!(written, Error::KeyModified { .. }, "{number}"),
+            3 => assert_error!(written, Error::KeyExists { .. }, "{number}"),
+            5 => assert_eq!(Some(store.get(format!("fresh/{number}")).await?.version), written?, "{number}"),
+            _ => assert_error!(written, Error::KeyNotFound { .. }, "{number}"),
+        }
+        assert_eq!(read?.version, versions[number], "{number}");
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use std::rc::Rc;
 /// How many requests with writes are on their way at once: the servers sync their log for several of them together, and the
 /// next batch is under way while the one before is written.
 const LANES: usize = 4;
+
 /// A write of one key, which may depend on its version.
 pub(super) struct Write {
     pub(super) path: String,
@@ -27,6 +28,11 @@ pub(super) struct Write {
 }
 
 impl Write {
+    /// Its path, and the bytes of its value.
+    fn weight(&self) -> (&[u8], usize) {
+        (self.path.as_bytes(), self.value.len())
+    }
+
     pub(super) fn op(&self) -> Op<'_> {
         let Write { path, value, index } = self;
         match *index {
@@ -43,7 +49,7 @@ impl Gathered for Write {
     type Server = Rc<Http>;
 
     fn joins(&self, batch: &[Job<Write>]) -> bool {
-        may_join(batch, &self.path, self.value.len(), |other| (&other.path, other.value.len()))
+        may_join(batch, self.weight(), Write::weight)
     }
 
     fn carry_out(http: &Rc<Http>, batch: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {

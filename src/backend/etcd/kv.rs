@@ -1,88 +1,68 @@
 //! Calls on single keys, and transactions.
 
+use super::gathered::{Together, Write, Written};
 use super::line;
-use super::session::{Session, reading, revision, version};
+use super::session::{Session, revision, version};
 use super::status::Effect;
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::types::{Check, Condition, Consistency, Expected, KvPair, Operation, OperationResult, TxnOutcome, Version};
 use bytes::Bytes;
 use etcd_client::proto::{PbKeyValue, PbResponseOp, PbTxnOpResponse, PbTxnResponse};
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnResponse};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp};
 
-pub(super) async fn get(session: &Session, key: &Key, consistency: Consistency) -> Result<KvPair> {
-    let send = async || session.kv().get(session.path(key), Some(reading(consistency))).await;
-    let found = session.read(send).await?.take_kvs().pop();
+pub(super) async fn get(together: &Together, key: &Key, consistency: Consistency) -> Result<KvPair> {
+    let found = together.read(together.session().path(key), false, consistency).await?;
     found
         .filter(|found| !line::is_contender(&found.0))
         .map(|found| pair(key.clone(), found))
         .ok_or_else(|| Error::key_not_found(key))
 }
 
-pub(super) async fn exists(session: &Session, key: &Key, consistency: Consistency) -> Result<bool> {
-    let send = async || session.kv().get(session.path(key), Some(reading(consistency).with_keys_only())).await;
-    Ok(session.read(send).await?.kvs().iter().any(|found| !line::is_contender(&found.0)))
+pub(super) async fn exists(together: &Together, key: &Key, consistency: Consistency) -> Result<bool> {
+    let found = together.read(together.session().path(key), true, consistency).await?;
+    Ok(found.is_some_and(|found| !line::is_contender(&found.0)))
 }
 
-/// Writes `value` on `lease`; 0 is none and detaches the key from the lease that it had.
-pub(super) async fn put(session: &Session, key: &Key, value: &Bytes, lease: i64) -> Result<Version> {
-    let options = || PutOptions::new().with_lease(lease);
-    let send = async || session.kv().put(session.path(key), value.as_ref(), Some(options())).await;
-    session.written(session.write(send).await?.header())
-}
-
-pub(super) async fn delete(session: &Session, key: &Key) -> Result<()> {
-    let send = async || session.kv().delete(session.path(key), None).await;
-    match session.write(send).await?.deleted() {
-        0 => Err(Error::key_not_found(key)),
-        _ => Ok(()),
+pub(super) async fn put(together: &Together, key: &Key, value: &Bytes) -> Result<Version> {
+    match together.write(Write::put(together.session().path(key), value, None)).await? {
+        Written::Made { version, .. } => Ok(version),
+        Written::Refused(_) => Err(together.session().senseless(Effect::Write)),
     }
 }
 
-pub(super) async fn atomic_put(session: &Session, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
-    let condition = match expected {
-        Expected::Absent => Condition::Absent,
-        Expected::Version(version) => Condition::Version(*version),
-    };
-    let put = |path| TxnOp::put(path, value.as_ref(), None);
-    let answer = change_if(session, key, &condition, put).await?;
-    match expected {
-        _ if answer.succeeded() => session.written(answer.header()),
-        Expected::Absent => Err(Error::key_exists(key)),
-        Expected::Version(_) => Err(mismatch(session, key, answer)),
+pub(super) async fn delete(together: &Together, key: &Key) -> Result<()> {
+    match together.write(Write::delete(together.session().path(key), None)).await? {
+        Written::Made { found: true, .. } => Ok(()),
+        _ => Err(Error::key_not_found(key)),
     }
 }
 
-pub(super) async fn atomic_delete(session: &Session, key: &Key, version: &Version) -> Result<()> {
-    let delete = |path| TxnOp::delete(path, None);
-    let answer = change_if(session, key, &Condition::Version(*version), delete).await?;
-    if answer.succeeded() { Ok(()) } else { Err(mismatch(session, key, answer)) }
+pub(super) async fn atomic_put(together: &Together, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
+    let wanted = match expected {
+        Expected::Absent => Wanted::Absent,
+        Expected::Version(version) => Wanted::ChangedAt(revision(version)?),
+    };
+    match (together.write(Write::put(together.session().path(key), value, Some(wanted))).await?, expected) {
+        (Written::Made { version, .. }, _) => Ok(version),
+        (Written::Refused(_), Expected::Absent) => Err(Error::key_exists(key)),
+        (Written::Refused(found), Expected::Version(_)) => Err(mismatch(key, found)),
+    }
 }
 
-/// Changes one key if it meets the condition, and else looks at it.
-async fn change_if(
-    session: &Session,
-    key: &Key,
-    condition: &Condition,
-    change: impl Fn(Vec<u8>) -> TxnOp,
-) -> Result<TxnResponse> {
-    let wanted = Wanted::new(condition)?;
-    let send = async || {
-        let path = session.path(key);
-        let compare = wanted.compare(path.clone());
-        let txn = Txn::new().when([compare]).and_then([change(path.clone())]).or_else([look(path)]);
-        session.kv().txn(txn).await
-    };
-    session.write(send).await
+pub(super) async fn atomic_delete(together: &Together, key: &Key, version: &Version) -> Result<()> {
+    let wanted = Wanted::ChangedAt(revision(version)?);
+    match together.write(Write::delete(together.session().path(key), Some(wanted))).await? {
+        Written::Made { .. } => Ok(()),
+        Written::Refused(found) => Err(mismatch(key, found)),
+    }
 }
 
 /// Why a key didn't have the version expected.
-fn mismatch(session: &Session, key: &Key, answer: TxnResponse) -> Error {
-    match looked(answer.0).as_deref() {
-        Some([Some(_)]) => Error::key_modified(key),
-        Some([None]) => Error::key_not_found(key),
-        // Nothing was changed, that much is clear.
-        _ => session.senseless(Effect::Read),
+fn mismatch(key: &Key, found: Option<Found>) -> Error {
+    match found {
+        Some(_) => Error::key_modified(key),
+        None => Error::key_not_found(key),
     }
 }
 
@@ -147,7 +127,7 @@ fn result(operation: &Operation, version: Version) -> OperationResult {
 
 /// What a condition asks of a key, in etcd's terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
+pub(super) enum Wanted {
     Present,
     Absent,
     ChangedAt(i64),
@@ -156,7 +136,7 @@ enum Wanted {
 
 /// The revisions of a key that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Found {
+pub(super) struct Found {
     created: i64,
     changed: i64,
 }
@@ -171,7 +151,7 @@ impl Wanted {
     }
 
     /// The condition for the server. A key that doesn't exist has the create revision 0.
-    fn compare(self, path: Vec<u8>) -> Compare {
+    pub(super) fn compare(self, path: Vec<u8>) -> Compare {
         match self {
             Wanted::Present => Compare::create_revision(path, CompareOp::Greater, 0),
             Wanted::Absent => Compare::create_revision(path, CompareOp::Equal, 0),
@@ -202,7 +182,7 @@ pub(super) fn look(path: Vec<u8>) -> TxnOp {
 }
 
 /// The answers to [`look`]s, in their order; none if the server answered something else.
-fn looked(answer: PbTxnResponse) -> Option<Vec<Option<Found>>> {
+pub(super) fn looked(answer: PbTxnResponse) -> Option<Vec<Option<Found>>> {
     let found = |found: &PbKeyValue| Found { created: found.create_revision, changed: found.mod_revision };
     let one = |operation: PbResponseOp| match operation.response? {
         PbTxnOpResponse::ResponseRange(range) => Some(range.kvs.first().map(found)),

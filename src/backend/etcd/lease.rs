@@ -1,6 +1,5 @@
 //! Leases: each key with a TTL has one of its own, and all locks of one TTL share one.
 
-use super::kv;
 use super::session::Session;
 use super::status::{self, Effect};
 use crate::backend::{Grant, Lease};
@@ -8,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::types::Version;
 use bytes::Bytes;
+use etcd_client::PutOptions;
 use std::time::{Duration, Instant};
 
 /// The shortest lease that etcd grants at its default election timeout, in seconds.
@@ -37,7 +37,7 @@ struct Granted {
 pub(super) async fn put(session: &Session, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
     let asked = Instant::now();
     let grant = grant(session, with_spare(ttl)).await?;
-    let version = match kv::put(session, key, value, grant.id).await {
+    let version = match put_on(session, key, value, grant.id).await {
         Ok(version) => version,
         Err(error) => {
             abandon(session, grant, &error).await;
@@ -55,6 +55,13 @@ pub(super) async fn put(session: &Session, key: &Key, value: &Bytes, ttl: Durati
         outlives_process_by: grant.lasts + SERVER_SLACK,
     };
     Ok((version, lease))
+}
+
+/// Writes `value`, for as long as the lease lasts.
+async fn put_on(session: &Session, key: &Key, value: &Bytes, lease: i64) -> Result<Version> {
+    let options = || PutOptions::new().with_lease(lease);
+    let send = async || session.kv().put(session.path(key), value.as_ref(), Some(options())).await;
+    session.written(session.write(send).await?.header())
 }
 
 pub(super) async fn renew(session: &Session, lease: &Lease) -> Result<()> {

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod events;
+mod gathered;
 mod history;
 mod hub;
 mod kv;
@@ -29,6 +30,7 @@ use crate::types::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use gathered::Together;
 use history::Chronicle;
 use session::Session;
 use std::rc::Rc;
@@ -98,7 +100,7 @@ impl EtcdConnector {
     fn driver(&self, session: Session) -> Driver {
         let session = Rc::new(session);
         let watches = Watches::new(session.clone(), self.chronicle.clone(), self.config.options.idle_timeout);
-        Driver { session, watches: Rc::new(watches) }
+        Driver { together: Together::new(session.clone()), session, watches: Rc::new(watches) }
     }
 
     /// The server took the connection and let it go before it answered. Many do so where TLS is amiss, and the alert that
@@ -122,24 +124,25 @@ fn no_etcd(server: &str, error: Error) -> Error {
     Error::unreachable(reason).with_source(error)
 }
 
-/// A session, and its watches.
+/// A session, what many callers ask of it at once, and its watches.
 struct Driver {
     session: Rc<Session>,
+    together: Together,
     watches: Rc<Watches>,
 }
 
 #[async_trait(?Send)]
 impl Backend for Driver {
     async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
-        kv::get(&self.session, key, consistency).await
+        kv::get(&self.together, key, consistency).await
     }
 
     async fn exists(&self, key: &Key, consistency: Consistency) -> Result<bool> {
-        kv::exists(&self.session, key, consistency).await
+        kv::exists(&self.together, key, consistency).await
     }
 
     async fn put(&self, key: &Key, value: &Bytes) -> Result<Version> {
-        kv::put(&self.session, key, value, 0).await
+        kv::put(&self.together, key, value).await
     }
 
     async fn put_leased(&self, key: &Key, value: &Bytes, ttl: Duration) -> Result<(Version, Lease)> {
@@ -155,7 +158,7 @@ impl Backend for Driver {
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
-        kv::delete(&self.session, key).await
+        kv::delete(&self.together, key).await
     }
 
     async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
@@ -171,11 +174,11 @@ impl Backend for Driver {
     }
 
     async fn atomic_put(&self, key: &Key, value: &Bytes, expected: &Expected) -> Result<Version> {
-        kv::atomic_put(&self.session, key, value, expected).await
+        kv::atomic_put(&self.together, key, value, expected).await
     }
 
     async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
-        kv::atomic_delete(&self.session, key, version).await
+        kv::atomic_delete(&self.together, key, version).await
     }
 
     async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {

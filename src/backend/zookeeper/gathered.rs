@@ -10,29 +10,25 @@
 
 use super::batch::is_conflict;
 use super::node::{self, Node};
-use crate::backend::gather::{Gathered, Gatherer, Job, Lane, MAX_VALUE, may_join};
+use crate::backend::gather::{Gathered, Gatherer, Job, Lane, MAX_READS, MAX_VALUE, Sizes, may_join};
 use crate::types::Version;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, OptionFuture, join_all};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use zookeeper_client::{Client, Error as Failure, MultiReadResult, MultiWriteError, MultiWriteResult, Stat};
 
 /// How many requests of a kind are on their way at once.
 const LANES: usize = 4;
-/// What an answer should have at most, in bytes.
-const ANSWER_BYTES: usize = 1024 * 1024;
-/// How many znodes are read together at most.
-const MAX_READS: usize = 128;
+
 /// A znode's data and stat.
 pub(super) type Data = (Vec<u8>, Stat);
 
 /// How many znodes to read together.
 #[derive(Debug)]
 pub(super) struct Portion {
-    /// The size of the largest that was seen of late.
-    largest: AtomicUsize,
+    sizes: Sizes,
     /// Whether the servers know multiRead.
     is_known: Knowledge,
 }
@@ -43,8 +39,7 @@ pub(super) type Knowledge = Arc<AtomicBool>;
 
 impl Portion {
     fn new(is_known: Knowledge) -> Self {
-        // Nothing was seen yet: sixteen are a good start.
-        Portion { largest: AtomicUsize::new(ANSWER_BYTES / 16), is_known }
+        Portion { sizes: Sizes::new(), is_known }
     }
 
     pub(super) fn knows_multi_read(&self) -> bool {
@@ -52,10 +47,7 @@ impl Portion {
     }
 
     pub(super) fn size(&self) -> usize {
-        match self.knows_multi_read() {
-            true => (ANSWER_BYTES / self.largest.load(Ordering::Relaxed).max(1)).clamp(1, MAX_READS),
-            false => 1,
-        }
+        if self.knows_multi_read() { self.sizes.portion() } else { 1 }
     }
 
     /// Whether znodes are so small that their data may be read where the stat would do.
@@ -63,12 +55,9 @@ impl Portion {
         self.size() >= MAX_READS / 2
     }
 
-    /// These were in one answer. What was larger is forgotten by and by.
+    /// These were in one answer.
     pub(super) fn learn<'s>(&self, stats: impl IntoIterator<Item = &'s Stat>) {
-        let sizes = stats.into_iter().map(|stat| usize::try_from(stat.data_length).unwrap_or(0));
-        let largest = self.largest.load(Ordering::Relaxed);
-        let seen = sizes.max().unwrap_or(largest);
-        self.largest.store(seen.max(largest - largest / 4), Ordering::Relaxed);
+        self.sizes.learn(stats.into_iter().map(|stat| usize::try_from(stat.data_length).unwrap_or(0)));
     }
 }
 
@@ -305,6 +294,11 @@ impl Write {
     fn new(path: &str, data: &[u8], expected: Option<Version>) -> Self {
         Write { path: path.to_owned(), data: Bytes::copy_from_slice(data), expected }
     }
+
+    /// Its path, and the bytes of its value.
+    fn weight(&self) -> (&[u8], usize) {
+        (self.path.as_bytes(), self.data.len())
+    }
 }
 
 impl Gathered for Write {
@@ -313,7 +307,7 @@ impl Gathered for Write {
     type Server = Writer;
 
     fn joins(&self, batch: &[Job<Write>]) -> bool {
-        may_join(batch, &self.path, self.data.len(), |other| (&other.path, other.data.len()))
+        may_join(batch, self.weight(), Write::weight)
     }
 
     fn carry_out(writer: &Writer, batch: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {
@@ -444,18 +438,12 @@ mod tests {
     }
 
     #[test]
-    fn the_portion_follows_the_largest_of_late() {
+    fn who_does_not_know_multi_read_is_asked_for_one_znode_at_a_time() {
         let portion = Portion::new(Arc::new(AtomicBool::new(true)));
-        let of = |size: i32| Stat { data_length: size, ..stat() };
         assert_eq!((portion.size(), portion.are_small()), (16, false));
-        (0..20).for_each(|_| portion.learn(&[of(100), of(7)]));
+        (0..20).for_each(|_| portion.learn(&[Stat { data_length: 100, ..stat() }]));
         assert_eq!((portion.size(), portion.are_small()), (MAX_READS, true));
-        portion.learn([&of(100), &of(1024 * 1024)]);
-        assert_eq!((portion.size(), portion.are_small()), (1, false));
-        portion.learn([]);
-        (0..4).for_each(|_| portion.learn([&of(0)]));
-        assert_eq!(portion.size(), 3);
         portion.is_known.store(false, Ordering::Relaxed);
-        assert_eq!(portion.size(), 1);
+        assert_eq!((portion.size(), portion.are_small()), (1, false));
     }
 }
