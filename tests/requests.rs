@@ -99,6 +99,15 @@ async fn consul() {
     let (requests, written) = by_all(&store, &proxy, swap).await;
     assert_few(requests, "atomic_puts");
     assert_eq!(written.len(), 64);
+    let get = async |store: &Store, path: String| store.get(path).await;
+    // Until it knows how large values are, sixteen together are the most.
+    by_all(&store, &proxy, get).await;
+    let (requests, pairs) = by_all(&store, &proxy, get).await;
+    assert_few(requests, "gets");
+    assert!(pairs.iter().map(|pair| pair.version).eq(written.iter().map(|pair| pair.version)));
+    assert!(pairs.iter().all(|pair| pair.value == "2"));
+    let stale = async |store: &Store, path: String| store.get_with(path, Consistency::Stale).await;
+    assert_few(by_all(&store, &proxy, stale).await.0, "stale gets");
     let large = "x".repeat(100_000);
     let (requests, _) = by_all(&store, &proxy, async |store, path| store.put(path, large.clone()).await).await;
     assert_eq!(requests, 64, "large values go by themselves");

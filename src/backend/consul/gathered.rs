@@ -1,13 +1,15 @@
-//! Writes of several callers in one transaction: what the agent and its servers do for a request, they do once for all of them.
+//! Calls of several callers in one transaction: what the agent and its servers do for a request, they do once for all of them.
 //!
-//! Consul applies a transaction as a whole, and gives everything in it one index. So no two writes of a key go together, whose
-//! versions would be the same. Where a transaction is refused nothing of it was applied, and Consul names every operation that was
-//! in the way: those callers are told, and the rest goes again.
+//! - Consul applies a transaction as a whole, and gives everything in it one index. So no two writes of a key go together, whose
+//!   versions would be the same. Where a transaction is refused nothing of it was applied, and Consul names every operation that
+//!   was in the way: those callers are told, and the rest goes again.
+//! - A transaction of reads fails where one of the keys isn't there, and leaves out what the token may not see. Those are asked for
+//!   alone, which tells one from the other.
 
-use super::codec::{Meta, Op, Refusal};
+use super::codec::{Entry, Meta, Op, Refusal};
 use super::http::{Effect, Http, Transaction};
 use super::write::{Outcome, Placed};
-use crate::backend::gather::{Gathered, Gatherer, Job, may_join};
+use crate::backend::gather::{Gathered, Gatherer, Job, MAX_VALUE, Sizes, may_join};
 use crate::error::{Error, Result};
 use crate::types::Consistency;
 use bytes::Bytes;
@@ -15,9 +17,150 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::rc::Rc;
 
-/// How many requests with writes are on their way at once: the servers sync their log for several of them together, and the
+/// How many requests of a kind are on their way at once: the servers sync their log for several writes together, and the
 /// next batch is under way while the one before is written.
 const LANES: usize = 4;
+/// How many operations the server takes in one transaction.
+const MAX_OPS: usize = 64;
+
+/// What many callers ask at once, gathered.
+pub(super) struct Together {
+    http: Rc<Http>,
+    sizes: Rc<Sizes>,
+    fresh: Gatherer<Read>,
+    stale: Gatherer<Read>,
+    writes: Gatherer<Write>,
+}
+
+impl Together {
+    pub(super) fn new(http: Rc<Http>) -> Self {
+        let sizes = Rc::new(Sizes::new());
+        let reads =
+            |consistency| Gatherer::new(LANES, Reader { http: http.clone(), sizes: sizes.clone(), consistency });
+        let (fresh, stale) = (reads(Consistency::Linearizable), reads(Consistency::Stale));
+        let writes = Gatherer::new(LANES, http.clone());
+        Together { http, sizes, fresh, stale, writes }
+    }
+
+    /// The value at a path and its index.
+    pub(super) async fn read(&self, path: &str, consistency: Consistency) -> Result<Found> {
+        let gatherer = match consistency {
+            Consistency::Linearizable => &self.fresh,
+            Consistency::Stale => &self.stale,
+        };
+        let lane = gatherer.lane();
+        let most = self.sizes.portion().min(MAX_OPS);
+        if lane.is_none() && most > 1 {
+            return gatherer.ask(Read { path: path.to_owned(), most }).await;
+        }
+        let found = self.http.read(path, consistency).await?;
+        self.sizes.learn(found.iter().map(|(value, _)| value.len()));
+        Ok(found)
+    }
+
+    /// Writes by a transaction; none where the agent takes none of this size.
+    pub(super) async fn write(&self, write: Write) -> Result<Option<Outcome>> {
+        let lane = self.writes.lane();
+        if lane.is_none() && write.value.len() <= MAX_VALUE {
+            return self.writes.ask(write).await;
+        }
+        write_alone(&self.http, write.op()).await
+    }
+}
+
+/// The value at a path and its index, if there is such a key.
+pub(super) type Found = Option<(Bytes, u64)>;
+
+/// A path to read, with no more than so many others.
+struct Read {
+    path: String,
+    most: usize,
+}
+
+impl Gathered for Read {
+    type Answer = Result<Found>;
+    type Server = Reader;
+
+    fn joins(&self, batch: &[Job<Read>]) -> bool {
+        batch.len() < self.most
+    }
+
+    fn carry_out(reader: &Reader, batch: Vec<Job<Read>>) -> LocalBoxFuture<'static, ()> {
+        reader.clone().read_all(batch).boxed_local()
+    }
+}
+
+/// Who reads what was gathered.
+#[derive(Clone)]
+struct Reader {
+    http: Rc<Http>,
+    sizes: Rc<Sizes>,
+    consistency: Consistency,
+}
+
+impl Reader {
+    async fn read_all(self, mut jobs: Vec<Job<Read>>) {
+        let mut alone = Vec::new();
+        while !jobs.is_empty() {
+            let ops: Vec<_> = jobs.iter().map(|job| Op::Get { path: &job.asked.path }).collect();
+            jobs = match self.http.txn(&ops, self.consistency).await {
+                Ok(Transaction::Applied(body)) => {
+                    alone.extend(self.tell(jobs, &body));
+                    break;
+                }
+                Ok(Transaction::Refused(refusals)) if names_all(&refusals, jobs.len()) => {
+                    let (missing, rest) = parted(jobs, &refusals);
+                    alone.extend(missing);
+                    rest
+                }
+                Err(error) if !is_about_one(&error) => {
+                    return jobs.into_iter().chain(alone).for_each(|job| job.answer(Err(error.clone())));
+                }
+                _ => {
+                    alone.extend(jobs);
+                    break;
+                }
+            };
+        }
+        self.each(alone).await;
+    }
+
+    async fn each(&self, jobs: Vec<Job<Read>>) {
+        join_all(jobs.into_iter().map(async |job| {
+            let found = self.http.read(&job.asked.path, self.consistency).await;
+            job.answer(found);
+        }))
+        .await;
+    }
+
+    /// Tells those whose keys were shown, and returns the others.
+    fn tell(&self, jobs: Vec<Job<Read>>, body: &Bytes) -> Vec<Job<Read>> {
+        let entries = self.http.entries::<Entry<'_>>(body, Effect::Repeatable);
+        let Ok(mut entries) = entries.map(Iterator::peekable) else { return jobs };
+        let (mut largest, mut others) = (0, Vec::new());
+        for job in jobs {
+            let Some(entry) = entries.next_if(|entry| entry.path == job.asked.path) else {
+                others.push(job);
+                continue;
+            };
+            let found = self.http.value(&entry).map(|value| Some((value, entry.index)));
+            largest = found.iter().flatten().map(|(value, _)| value.len()).fold(largest, usize::max);
+            job.answer(found);
+        }
+        self.sizes.learn(std::iter::once(largest));
+        others
+    }
+}
+
+/// Those that were refused, and the rest.
+fn parted<A: Gathered>(jobs: Vec<Job<A>>, refusals: &[Refusal]) -> (Vec<Job<A>>, Vec<Job<A>>) {
+    let is_refused = |index| refusals.iter().any(|refusal| refusal.op_index == index);
+    let (mut refused, mut rest) = (Vec::new(), Vec::new());
+    for (index, job) in jobs.into_iter().enumerate() {
+        if is_refused(index) { refused.push(job) } else { rest.push(job) }
+    }
+    (refused, rest)
+}
 
 /// A write of one key, which may depend on its version.
 pub(super) struct Write {
@@ -57,8 +200,17 @@ impl Gathered for Write {
     }
 }
 
-pub(super) fn gatherer(http: Rc<Http>) -> Gatherer<Write> {
-    Gatherer::new(LANES, http)
+/// Writes by a transaction of one operation; none where the agent takes none of this size.
+pub(super) async fn write_alone(http: &Http, op: Op<'_>) -> Result<Option<Outcome>> {
+    match http.txn(&[op], Consistency::Linearizable).await? {
+        Transaction::Applied(body) => {
+            let entry = http.entries(&body, Effect::Write)?.next();
+            let placed = entry.map(|entry| Some(Outcome::Written(Placed::from(&entry))));
+            placed.ok_or_else(|| http.too_few_results())
+        }
+        Transaction::Refused(errors) => Ok(Some(Outcome::Refused(errors))),
+        Transaction::TooLarge(_) => Ok(None),
+    }
 }
 
 fn write_all(http: Rc<Http>, mut jobs: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {
@@ -87,7 +239,7 @@ async fn each(http: Rc<Http>, jobs: Vec<Job<Write>>) {
     join_all(jobs.into_iter().map(|job| write_all(http.clone(), vec![job]))).await;
 }
 
-/// Whether an error may be that of one of several writes, of which nothing was applied.
+/// Whether an error may be that of one of several operations, of which nothing was applied.
 fn is_about_one(error: &Error) -> bool {
     matches!(error, Error::PermissionDenied { .. } | Error::Backend { .. } | Error::Unsupported { .. })
 }

@@ -13,9 +13,9 @@ use std::borrow::Cow;
 impl Consul {
     /// The keys beneath `dir` with their values.
     pub(super) async fn pairs(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
-        let shown = self.show(&self.namespace.prefix(dir), Extent::Tree, options.consistency).await?;
+        let shown = self.http.show(&self.namespace.prefix(dir), Extent::Tree, options.consistency).await?;
         // Keys are sorted as their paths are.
-        let entries: Vec<Entry<'_>> = sorted(self.parse(&shown)?);
+        let entries: Vec<Entry<'_>> = sorted(self.http.parse(&shown)?);
         let mut any = false;
         let keys = entries.iter().filter_map(|entry| Some((self.namespace.key(&entry.path)?, entry)));
         let mut listed = keys.inspect(|_| any = true).filter(|(key, _)| is_listed(dir, options, key));
@@ -55,8 +55,8 @@ impl Consul {
     async fn paths(&self, dir: &Dir, depth: Depth, consistency: Consistency) -> Result<Paths> {
         let prefix = self.namespace.prefix(dir);
         if Way::to(&prefix) == Way::Txn {
-            let shown = self.show(&prefix, Extent::Tree, consistency).await?;
-            let metas: Vec<Meta<'_>> = self.parse(&shown)?;
+            let shown = self.http.show(&prefix, Extent::Tree, consistency).await?;
+            let metas: Vec<Meta<'_>> = self.http.parse(&shown)?;
             return Ok(self.sift(&prefix, metas.into_iter().map(|meta| meta.path)));
         }
         let separator = match depth {

@@ -98,12 +98,12 @@ impl Locking for Consul {
 
     async fn holder(&self, key: &Key) -> Result<Option<Holder>> {
         let path = self.namespace.path(key);
-        let shown = self.show(&path, Extent::Key, Consistency::Linearizable).await?;
-        let Some(lock) = self.only::<LockMeta>(&path, &shown)? else { return Ok(None) };
+        let shown = self.http.show(&path, Extent::Key, Consistency::Linearizable).await?;
+        let Some(lock) = self.http.only::<LockMeta>(&path, &shown)? else { return Ok(None) };
         if !self.is_held_lock(&lock).await? {
             return Ok(None);
         }
-        let entry = self.only(&path, &shown)?;
+        let entry = self.http.only(&path, &shown)?;
         entry.map(|entry| Ok(Holder { value: self.http.value(&entry)?, token: lock.token() })).transpose()
     }
 }
@@ -178,8 +178,8 @@ impl Consul {
     /// What is there, and whose it is.
     async fn lock_at(&self, key: &Key) -> Result<Option<LockMeta>> {
         let path = self.namespace.path(key);
-        let shown = self.show(&path, Extent::Key, Consistency::Linearizable).await?;
-        self.only(&path, &shown)
+        let shown = self.http.show(&path, Extent::Key, Consistency::Linearizable).await?;
+        self.http.only(&path, &shown)
     }
 
     async fn look(&self, bid: &Bid) -> Result<Sight> {

@@ -26,7 +26,6 @@ mod txn;
 mod watch;
 mod write;
 
-use crate::backend::gather::Gatherer;
 use crate::backend::{Backend, Connector, Lease, Locking, Position, Target, Updates};
 use crate::config::{Config, Endpoint};
 use crate::error::{Error, Result};
@@ -39,7 +38,7 @@ use awc::http::StatusCode;
 use awc::http::header::HeaderValue;
 use bytes::Bytes;
 use codec::{Meta, Op};
-use gathered::Write;
+use gathered::Together;
 use http::{Effect, Http, Request, Settings, Transaction};
 use hub::Hub;
 use session::NewSession;
@@ -154,8 +153,8 @@ impl Connector for ConsulConnector {
         let http = Rc::new(Http::new(endpoint, &self.settings));
         let hub = self.hub(endpoint, http.clone());
         let (namespace, lock_delay) = (self.namespace.clone(), self.lock_delay);
-        let (writes, reads_only) = (gathered::gatherer(http.clone()), Cell::new(false));
-        let consul = Consul { http, writes, hub, namespace, lock_delay, reads_only };
+        let (together, reads_only) = (Together::new(http.clone()), Cell::new(false));
+        let consul = Consul { http, together, hub, namespace, lock_delay, reads_only };
         consul.probe().await?;
         Ok(Rc::new(consul))
     }
@@ -165,8 +164,8 @@ impl Connector for ConsulConnector {
 struct Consul {
     /// For calls.
     http: Rc<Http>,
-    /// For writes of single keys, when there are many.
-    writes: Gatherer<Write>,
+    /// What many callers ask at once.
+    together: Together,
     /// For watches, with connections of its own: however many they are, calls don't wait for them.
     hub: Rc<Hub>,
     namespace: Namespace,
@@ -258,7 +257,7 @@ impl Backend for Consul {
     }
 
     async fn get(&self, key: &Key, consistency: Consistency) -> Result<KvPair> {
-        match self.read(&self.namespace.path(key), consistency).await? {
+        match self.together.read(&self.namespace.path(key), consistency).await? {
             Some((value, index)) => Ok(KvPair { key: key.clone(), value, version: version(index) }),
             None => Err(Error::key_not_found(key)),
         }

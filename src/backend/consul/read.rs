@@ -6,7 +6,7 @@
 
 use super::Consul;
 use super::codec::{Entry, Meta, Op, encode_path};
-use super::http::{Answer, Effect, Transaction, freshness};
+use super::http::{Answer, Effect, Http, Transaction, freshness};
 use super::write::Placed;
 use crate::error::{Error, Result};
 use crate::key::Key;
@@ -62,9 +62,19 @@ impl Consul {
                 applied => return applied.map(|applied| applied.is_none()),
             }
         }
-        Ok(self.read(&path, consistency).await?.is_some())
+        Ok(self.together.read(&path, consistency).await?.is_some())
     }
 
+    /// The session that holds the key.
+    pub(super) async fn session_of(&self, key: &Key) -> Result<Option<String>> {
+        let path = self.namespace.path(key);
+        let shown = self.http.show(&path, Extent::Key, Consistency::Linearizable).await?;
+        let meta: Option<Meta<'_>> = self.http.only(&path, &shown)?;
+        Ok(meta.and_then(|meta| Placed::from(&meta).session))
+    }
+}
+
+impl Http {
     /// The value at a path and its index.
     pub(super) async fn read(&self, path: &str, consistency: Consistency) -> Result<Option<(Bytes, u64)>> {
         if Way::to(path) == Way::Url {
@@ -72,23 +82,15 @@ impl Consul {
         }
         let shown = self.show(path, Extent::Key, consistency).await?;
         let entry: Option<Entry<'_>> = self.only(path, &shown)?;
-        entry.map(|entry| Ok((self.http.value(&entry)?, entry.index))).transpose()
+        entry.map(|entry| Ok((self.value(&entry)?, entry.index))).transpose()
     }
 
     /// The value as it is, without base64. Where one key is asked for, the index of the answer is the key's own, however
     /// many others change.
     async fn read_raw(&self, path: &str, consistency: Consistency) -> Result<Option<(Bytes, u64)>> {
         let query = format!("raw&{}", freshness(consistency));
-        let read = self.http.read_keys(&format!("kv/{}", encode_path(path)), query).await?;
+        let read = self.read_keys(&format!("kv/{}", encode_path(path)), query).await?;
         Ok(read.map(|(answer, index)| (answer.body, index)))
-    }
-
-    /// The session that holds the key.
-    pub(super) async fn session_of(&self, key: &Key) -> Result<Option<String>> {
-        let path = self.namespace.path(key);
-        let shown = self.show(&path, Extent::Key, Consistency::Linearizable).await?;
-        let meta: Option<Meta<'_>> = self.only(&path, &shown)?;
-        Ok(meta.and_then(|meta| Placed::from(&meta).session))
     }
 
     /// What the server has at a path, to be [parsed](Self::parse).
@@ -105,7 +107,7 @@ impl Consul {
             Extent::Tree => "recurse&",
         };
         let query = format!("{recurse}{}", freshness(consistency));
-        let read = self.http.read_keys(&format!("kv/{}", encode_path(path)), query).await?;
+        let read = self.read_keys(&format!("kv/{}", encode_path(path)), query).await?;
         Ok(read.map_or(Shown::Nothing, |(answer, _)| Shown::List(answer)))
     }
 
@@ -114,7 +116,7 @@ impl Consul {
             Extent::Key => Op::Get { path },
             Extent::Tree => Op::GetTree { prefix: path },
         };
-        match (self.http.txn(&[op], consistency).await?, extent) {
+        match (self.txn(&[op], consistency).await?, extent) {
             (Transaction::Applied(body), _) => Ok(Shown::Txn(body)),
             (Transaction::Refused(_), Extent::Key) => Ok(Shown::Nothing),
             (Transaction::Refused(refusals), Extent::Tree) => {
@@ -128,8 +130,8 @@ impl Consul {
     pub(super) fn parse<'a, T: Deserialize<'a>>(&self, shown: &'a Shown) -> Result<Vec<T>> {
         match shown {
             Shown::Nothing => Ok(Vec::new()),
-            Shown::List(answer) => self.http.json(answer),
-            Shown::Txn(body) => Ok(self.http.entries(body, Effect::Repeatable)?.collect()),
+            Shown::List(answer) => self.json(answer),
+            Shown::Txn(body) => Ok(self.entries(body, Effect::Repeatable)?.collect()),
         }
     }
 
@@ -138,8 +140,7 @@ impl Consul {
         match (shown, self.parse(shown)?.into_iter().next()) {
             // A transaction fails where there is no key, and shows nothing where there is one that the token can't see.
             (Shown::Txn(_), None) => {
-                let reason =
-                    format!("{} hides `{}`; the token needs `key:read`", self.http.name(), path.escape_debug());
+                let reason = format!("{} hides `{}`; the token needs `key:read`", self.name(), path.escape_debug());
                 Err(Error::PermissionDenied { reason, source: None })
             }
             (_, key) => Ok(key),

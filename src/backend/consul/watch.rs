@@ -37,13 +37,13 @@ impl Consul {
         let path = scope.path();
         match scope {
             Scope::Key(_) => {
-                let shown = self.show(path, Extent::Key, Consistency::Linearizable).await?;
-                let entry = self.only(path, &shown)?;
+                let shown = self.http.show(path, Extent::Key, Consistency::Linearizable).await?;
+                let entry = self.http.only(path, &shown)?;
                 State::of(entry.as_slice(), self.hub.marks(), &self.http, &self.namespace)
             }
             Scope::Tree(_) => {
-                let shown = self.show(path, Extent::Tree, Consistency::Linearizable).await?;
-                State::of(&sorted(self.parse(&shown)?), self.hub.marks(), &self.http, &self.namespace)
+                let shown = self.http.show(path, Extent::Tree, Consistency::Linearizable).await?;
+                State::of(&sorted(self.http.parse(&shown)?), self.hub.marks(), &self.http, &self.namespace)
             }
         }
     }

@@ -2,12 +2,11 @@
 
 use super::codec::{self, MAX_TXN_VALUE, Meta, Op, Refusal, encode_path, is_printable, nonce};
 use super::errors::size_limit;
-use super::gathered::Write;
-use super::http::{Effect, Request, Transaction};
+use super::gathered::{Write, write_alone};
+use super::http::{Effect, Request};
 use super::read::Way;
 use super::session::Meaning;
 use super::{Consul, version};
-use crate::backend::gather::MAX_VALUE;
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::types::{Consistency, Version};
@@ -83,32 +82,14 @@ impl Consul {
         }
     }
 
-    /// Writes by a transaction, together with others where there are many; none where the agent takes no transaction of this size.
+    /// Writes by a transaction; none where the agent takes none of this size.
     async fn write_small(&self, path: String, value: &Bytes, mode: Mode<'_>) -> Result<Option<Outcome>> {
         let index = match mode {
             Mode::Set => None,
             Mode::Cas(index) => Some(index),
-            Mode::Lock(_) => return self.write_alone(&path, value, mode).await,
+            Mode::Lock(_) => return write_alone(&self.http, mode.op(&path, value)).await,
         };
-        if value.len() > MAX_VALUE {
-            return self.write_alone(&path, value, mode).await;
-        }
-        if let Some(_lane) = self.writes.lane() {
-            return self.write_alone(&path, value, mode).await;
-        }
-        self.writes.ask(Write { path, value: value.clone(), index }).await
-    }
-
-    async fn write_alone(&self, path: &str, value: &Bytes, mode: Mode<'_>) -> Result<Option<Outcome>> {
-        match self.http.txn(&[mode.op(path, value)], Consistency::Linearizable).await? {
-            Transaction::Applied(body) => {
-                let entry = self.http.entries(&body, Effect::Write)?.next();
-                let placed = entry.map(|entry| Some(Outcome::Written(Placed::from(&entry))));
-                placed.ok_or_else(|| self.http.too_few_results())
-            }
-            Transaction::Refused(errors) => Ok(Some(Outcome::Refused(errors))),
-            Transaction::TooLarge(_) => Ok(None),
-        }
+        self.together.write(Write { path, value: value.clone(), index }).await
     }
 
     /// Fails where the value is too large for a transaction and the key can't be in a URL: there is no other way.
