@@ -1,6 +1,7 @@
 //! Requests to one agent and what their answers mean.
 
 use super::codec::{Applied, Entry, MAX_TXN_BODY, Op, Refusal, Refused};
+use super::elements::{Elements, Flaw};
 use super::errors::{failure, lost, said};
 use crate::config::Endpoint;
 use crate::error::{Error, Result};
@@ -167,13 +168,24 @@ impl Http {
     /// Sends a request and returns the answer, whatever its status.
     pub(super) async fn send(&self, request: Request) -> Result<Answer> {
         let effect = request.effect;
+        let response = self.begin(request).await?;
+        self.finish(response, effect).await
+    }
+
+    /// Sends a request and returns the beginning of the answer.
+    async fn begin(&self, request: Request) -> Result<ClientResponse> {
+        let effect = request.effect;
         let mut http = self.client.request(request.method, self.url(&request.path, &request.query));
         if let Some(token) = &self.token {
             http = http.insert_header((TOKEN, token.clone()));
         }
         let response = self.heard(effect, http.send_body(request.body)).await?;
-        let mut response = response.map_err(|error| self.not_sent(error, effect))?;
+        let response = response.map_err(|error| self.not_sent(error, effect))?;
         self.answered.set(true);
+        Ok(response)
+    }
+
+    async fn finish(&self, mut response: ClientResponse, effect: Effect) -> Result<Answer> {
         let body = self.read_body(&mut response, effect).await?;
         Ok(Answer { status: response.status(), index: index(response.headers()), body, effect })
     }
@@ -200,6 +212,36 @@ impl Http {
             (StatusCode::OK, Some(index)) => Ok((Some(answer), index)),
             (StatusCode::NOT_FOUND, Some(index)) => Ok((None, index)),
             _ => Err(self.failure(&answer)),
+        }
+    }
+
+    /// Shows `take` all keys that are asked for, one after the other as they arrive: of an answer with very many no more is kept
+    /// than what is taken of it.
+    pub(super) async fn each_key(
+        &self,
+        path: &str,
+        query: String,
+        mut take: impl FnMut(Entry<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut response = self.begin(Request::get(path, query)).await?;
+        let is_about_keys = index(response.headers()).is_some();
+        match response.status() {
+            StatusCode::OK if is_about_keys => {}
+            StatusCode::NOT_FOUND if is_about_keys => return self.finish(response, Effect::Repeatable).await.map(drop),
+            _ => return Err(self.failure(&self.finish(response, Effect::Repeatable).await?)),
+        }
+        let mut elements = Elements::new();
+        while let Some(chunk) = self.chunk(&mut response, Effect::Repeatable).await? {
+            elements.take(&chunk, &mut take).map_err(|error| self.flawed(error))?;
+        }
+        elements.end(&mut take).map_err(|error| self.flawed(error))
+    }
+
+    fn flawed(&self, flaw: Flaw) -> Error {
+        match flaw {
+            Flaw::Garbled(error) => self.garbled(Effect::Repeatable, error),
+            Flaw::CutOff => self.cut_off(PayloadError::Incomplete(None), Effect::Repeatable),
+            Flaw::Refused(error) => error,
         }
     }
 

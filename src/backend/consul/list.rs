@@ -3,32 +3,36 @@
 use super::codec::{Entry, Meta, encode_path};
 use super::http::freshness;
 use super::read::{Extent, Way};
-use super::watch::sorted;
 use super::{Consul, version};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{Consistency, Depth, KvPair, ListOptions, Page};
+use bytes::Bytes;
 use std::borrow::Cow;
 
 impl Consul {
     /// The keys beneath `dir` with their values.
     pub(super) async fn pairs(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
-        let shown = self.http.show(&self.namespace.prefix(dir), Extent::Tree, options.consistency).await?;
-        // Keys are sorted as their paths are.
-        let entries: Vec<Entry<'_>> = sorted(self.http.parse(&shown)?);
-        let mut any = false;
-        let keys = entries.iter().filter_map(|entry| Some((self.namespace.key(&entry.path)?, entry)));
-        let mut listed = keys.inspect(|_| any = true).filter(|(key, _)| is_listed(dir, options, key));
-        let limit = options.limit.unwrap_or(usize::MAX);
-        let mut pairs = Vec::with_capacity(likely(options, entries.len()));
-        for (key, entry) in listed.by_ref().take(limit) {
-            pairs.push(KvPair { key, value: self.http.value(entry)?, version: version(entry.index) });
+        let prefix = self.namespace.prefix(dir);
+        let mut listing = Listing::new(dir, options);
+        let mut take = |entry: Entry<'_>| match self.namespace.key(&entry.path) {
+            Some(key) => listing.take(key, entry.index, || self.http.value(&entry)),
+            None => Ok(()),
+        };
+        match Way::to(&prefix) {
+            Way::Url => {
+                let query = format!("recurse&{}", freshness(options.consistency));
+                self.http.each_key(&format!("kv/{}", encode_path(&prefix)), query, take).await?;
+            }
+            Way::Txn => {
+                let shown = self.http.show(&prefix, Extent::Tree, options.consistency).await?;
+                self.http.parse(&shown)?.into_iter().try_for_each(&mut take)?;
+            }
         }
-        let more = listed.next().is_some();
-        if !any {
+        if !listing.any {
             self.require(dir, options).await?;
         }
-        Ok(Page::cut(pairs, options.limit, more, |pair| &pair.key))
+        Ok(listing.page())
     }
 
     /// The keys beneath `dir`.
@@ -100,11 +104,53 @@ struct Paths {
     any_directory: bool,
 }
 
-/// How many of so many entries a listing is likely to show: whoever keeps it shouldn't keep room for those that it leaves out.
-fn likely(options: &ListOptions, entries: usize) -> usize {
-    match (options.depth, &options.after) {
-        (Depth::Recursive, None) => options.limit.map_or(entries, |limit| limit.min(entries)),
-        _ => 0,
+/// The pairs that a listing shows, of all those beneath its directory.
+struct Listing<'l> {
+    dir: &'l Dir,
+    options: &'l ListOptions,
+    pairs: Vec<KvPair>,
+    /// Whether there was any key.
+    any: bool,
+    /// The last key that there is room for, where not all have room.
+    last: Option<Key>,
+}
+
+impl<'l> Listing<'l> {
+    fn new(dir: &'l Dir, options: &'l ListOptions) -> Self {
+        Listing { dir, options, pairs: Vec::new(), any: false, last: None }
+    }
+
+    /// Takes a key, and its value if that is shown.
+    fn take(&mut self, key: Key, index: u64, value: impl FnOnce() -> Result<Bytes>) -> Result<()> {
+        self.any = true;
+        let has_room = self.last.as_ref().is_none_or(|last| key < *last);
+        if !has_room || !is_listed(self.dir, self.options, &key) {
+            return Ok(());
+        }
+        self.pairs.push(KvPair { key, value: value()?, version: version(index) });
+        match self.options.limit {
+            Some(limit) if self.pairs.len() > limit.saturating_mul(2) => self.make_room(limit),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, limit: usize) {
+        self.sort();
+        self.pairs.truncate(limit);
+        self.last = self.pairs.last().map(|pair| pair.key.clone());
+    }
+
+    /// Servers send keys in the order of their paths anyway, which is that of the keys.
+    fn sort(&mut self) {
+        if !self.pairs.is_sorted_by(|a, b| a.key <= b.key) {
+            self.pairs.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        }
+    }
+
+    fn page(mut self) -> Page<KvPair> {
+        self.sort();
+        Page::cut(self.pairs, self.options.limit, self.last.is_some(), |pair| &pair.key)
     }
 }
 
@@ -119,6 +165,40 @@ fn is_listed(dir: &Dir, options: &ListOptions, key: &Key) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_has_the_first_keys_in_whichever_order_they_come() {
+        let (dir, decoded) = (Dir::parse("a").unwrap(), std::cell::Cell::new(0));
+        for seed in 0..50 {
+            let mut names: Vec<_> = (10..99).collect();
+            if seed > 0 {
+                fastrand::Rng::with_seed(seed).shuffle(&mut names);
+            }
+            for limit in [None, Some(1), Some(7), Some(89), Some(90)] {
+                let options = ListOptions { limit, ..ListOptions::default() };
+                let mut listing = Listing::new(&dir, &options);
+                decoded.set(0);
+                for name in &names {
+                    let value = || {
+                        decoded.set(decoded.get() + 1);
+                        Ok(Bytes::from(vec![*name]))
+                    };
+                    listing.take(Key::parse(&format!("a/{name}")).unwrap(), u64::from(*name), value).unwrap();
+                }
+                let page = listing.page();
+                let shown = limit.unwrap_or(89).min(89);
+                let expected = (10..99).take(shown).map(|name| (format!("a/{name}"), u64::from(name), vec![name]));
+                let pairs = page
+                    .items
+                    .into_iter()
+                    .map(|pair| (pair.key.to_string(), pair.version.index(), pair.value.to_vec()));
+                assert!(pairs.eq(expected), "{limit:?}, {seed}");
+                assert_eq!(page.next.is_some(), shown < 89, "{limit:?}, {seed}");
+                // Where they come in order, what isn't shown is hardly decoded.
+                assert!(seed > 0 || decoded.get() <= 2 * shown + 1, "{limit:?}");
+            }
+        }
+    }
 
     #[test]
     fn depth_and_continuation() {

@@ -13,6 +13,7 @@
 
 mod blocking;
 mod codec;
+mod elements;
 mod errors;
 mod gathered;
 mod http;
