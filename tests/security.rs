@@ -8,7 +8,7 @@ mod common;
 use common::tls::{Authority, Identity, trusting};
 use common::{Kind, Server, Setup, etcd, http, namespace};
 use futures_util::future::join_all;
-use kvactor::{Config, Error, Result, Store};
+use kvactor::{Config, Error, Expected, Result, Store};
 use std::fmt::Debug;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -306,6 +306,7 @@ async fn etcd_users_and_their_rights() {
     }
     let some = secrets.open(&url_as(&server, &format!("some:{PASSWORD_IN_URL}"), "app")).await;
     each_gets_what_it_may(&some).await;
+    each_swaps_what_it_may(&some).await;
     assert_silence_of(server, store, &secrets).await;
 }
 
@@ -353,6 +354,7 @@ async fn consul_tokens() {
     assert_eq!(store.get("a").await.unwrap().value, "1");
     let some = secrets.open(&url_as(&server, &format!(":{}", consul_token_for(&server, "ns/open/").await), "ns")).await;
     each_gets_what_it_may(&some).await;
+    each_swaps_what_it_may(&some).await;
     assert_silence_of(server, store, &secrets).await;
 }
 
@@ -384,6 +386,33 @@ async fn each_gets_what_it_may(store: &Store) {
             } else {
                 assert_eq!(written.unwrap(), read.unwrap().version, "{number}");
             }
+        }
+    }
+}
+
+/// The same of writes that depend on what is there, which servers check in other places.
+async fn each_swaps_what_it_may(store: &Store) {
+    let path = |number: usize| format!("{}/swap/{number}", if number.is_multiple_of(3) { "shut" } else { "open" });
+    let known = store.put("open/known", "1").await.unwrap();
+    let create = async |number| store.atomic_put(path(number), "1", Expected::Absent).await;
+    let created = join_all((0..64).map(create)).await;
+    let swap = async |number: usize| {
+        let version = created[number].as_ref().map_or(known, |pair| pair.version);
+        store.atomic_put(path(number), "2", version).await
+    };
+    let swapped = join_all((0..64).map(swap)).await;
+    let delete = async |number: usize| {
+        let version = swapped[number].as_ref().map_or(known, |pair| pair.version);
+        store.atomic_delete(path(number), version).await
+    };
+    let deleted = join_all((0..64).map(delete)).await;
+    for (number, ((created, swapped), deleted)) in created.iter().zip(&swapped).zip(&deleted).enumerate() {
+        let errors = [created.as_ref().err(), swapped.as_ref().err(), deleted.as_ref().err()];
+        if number % 3 == 0 {
+            let denied = |error: &Option<&Error>| matches!(error, Some(Error::PermissionDenied { .. }));
+            assert!(errors.iter().all(denied), "{number}: {errors:?}");
+        } else {
+            assert!(errors.iter().all(Option::is_none), "{number}: {errors:?}");
         }
     }
 }

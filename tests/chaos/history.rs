@@ -367,7 +367,10 @@ mod tests {
             1 => Some((rng.usize(..2), Check::Is(known(rng)))),
             _ => None,
         };
-        let sets = vec![(key, rng.bool().then_some(number))];
+        let mut sets = vec![(key, rng.bool().then_some(number))];
+        if rng.u8(..4) == 0 {
+            sets.push((1 - key, rng.bool().then_some(number)));
+        }
         let outcome = match (rng.u8(..4), check) {
             (0 | 1, _) => Outcome::Unknown,
             (2, Some(_)) => Outcome::Refused,

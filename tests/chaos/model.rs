@@ -110,8 +110,8 @@ impl Check {
 /// A group of keys, none of which is there at first.
 pub struct Keys;
 
-/// How many steps a search may take: minutes of them.
-const STEPS: u64 = 50_000_000;
+/// How many steps a search may take: a minute of them, and some gigabytes.
+const STEPS: u64 = 10_000_000;
 
 thread_local! {
     static STEPS_LEFT: Cell<u64> = const { Cell::new(STEPS) };
@@ -120,7 +120,11 @@ thread_local! {
 impl Keys {
     /// Runs a search on this thread. `None` where it took too long: then it says nothing.
     pub fn search<T>(search: impl FnOnce() -> T) -> Option<T> {
-        STEPS_LEFT.set(STEPS);
+        Keys::search_for(STEPS, search)
+    }
+
+    fn search_for<T>(steps: u64, search: impl FnOnce() -> T) -> Option<T> {
+        STEPS_LEFT.set(steps);
         let found = search();
         (STEPS_LEFT.get() > 0).then_some(found)
     }
@@ -179,5 +183,22 @@ impl State {
         let mut after = self.clone();
         sets.iter().for_each(|(key, value)| after.keys[*key] = *value);
         after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use todc_utils::{Action, History, WGLChecker};
+
+    #[test]
+    fn a_search_that_takes_too_long_says_nothing() {
+        let put = Step::Answered(Call::Write { checks: vec![], sets: vec![(0, Some(1))], outcome: Outcome::Made });
+        let actions =
+            (0..5).flat_map(|number| [(number, Action::Call(put.clone())), (number, Action::Response(put.clone()))]);
+        let history = History::from_actions(actions.collect());
+        let search = || WGLChecker::<Keys>::is_linearizable(history.clone());
+        assert_eq!(Keys::search_for(100, search), Some(true));
+        assert_eq!(Keys::search_for(3, search), None);
     }
 }

@@ -66,8 +66,9 @@ impl Elements {
     fn show(&mut self, take: &mut impl FnMut(Entry<'_>) -> Result<()>) -> Result<(), Flaw> {
         let mut shown = 0;
         loop {
-            let rest = self.rest[shown..].trim_ascii_start();
-            shown = self.rest.len() - rest.len();
+            let blanks = self.rest[shown..].iter().take_while(|byte| b" \t\r\n".contains(byte)).count();
+            shown += blanks;
+            let rest = &self.rest[shown..];
             let length = match (self.place, rest.first()) {
                 (_, None) => break,
                 (Place::Beginning, Some(b'[')) => self.go_to(Place::FirstOrEnd),
@@ -149,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_is_no_list_of_keys_is_an_error() {
-        let odd: [&[u8]; 8] = [b"null", b"{}", b"[1]", b"[{}]", b"[{\"Key\":1}]", b"[]]", b"[,", b"[\xff"];
+        let odd: [&[u8]; 9] = [b"[\x0c]", b"null", b"{}", b"[1]", b"[{}]", b"[{\"Key\":1}]", b"[]]", b"[,", b"[\xff"];
         for text in odd {
             assert!(matches!(shown(text, 1), Err(Flaw::Garbled(_))), "{}", text.escape_ascii());
         }

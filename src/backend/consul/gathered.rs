@@ -60,11 +60,13 @@ impl Together {
 
     /// Writes by a transaction; none where the agent takes none of this size.
     pub(super) async fn write(&self, write: Write) -> Result<Option<Outcome>> {
-        let lane = self.writes.lane();
-        if lane.is_none() && write.value.len() <= MAX_VALUE {
-            return self.writes.ask(write).await;
+        if write.value.len() > MAX_VALUE {
+            return write_alone(&self.http, write.op()).await;
         }
-        write_alone(&self.http, write.op()).await
+        match self.writes.lane() {
+            Some(_lane) => write_alone(&self.http, write.op()).await,
+            None => self.writes.ask(write).await,
+        }
     }
 }
 
@@ -137,17 +139,17 @@ impl Reader {
     fn tell(&self, jobs: Vec<Job<Read>>, body: &Bytes) -> Vec<Job<Read>> {
         let entries = self.http.entries::<Entry<'_>>(body, Effect::Repeatable);
         let Ok(mut entries) = entries.map(Iterator::peekable) else { return jobs };
-        let (mut largest, mut others) = (0, Vec::new());
+        let (mut largest, mut others) = (None, Vec::new());
         for job in jobs {
             let Some(entry) = entries.next_if(|entry| entry.path == job.asked.path) else {
                 others.push(job);
                 continue;
             };
-            let found = self.http.value(&entry).map(|value| Some((value, entry.index)));
-            largest = found.iter().flatten().map(|(value, _)| value.len()).fold(largest, usize::max);
-            job.answer(found);
+            let value = self.http.value(&entry);
+            largest = largest.max(value.as_ref().ok().map(Bytes::len));
+            job.answer(value.map(|value| Some((value, entry.index))));
         }
-        self.sizes.learn(std::iter::once(largest));
+        self.sizes.learn(largest.into_iter());
         others
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Agents answer `400 Bad Request` to a URL whose path has characters that Go doesn't take for printable, such as U+00A0
 //! or U+200B. Which ones these are depends on the version of Go that the server was built with. So only paths of ASCII
-//! are read by their URLs, and all others by transactions, whose bodies aren't checked.
+//! are read by their URLs, and all others by transactions, whose bodies aren't checked. What many callers read together is read by
+//! transactions too, see `gathered`.
 
 use super::Consul;
 use super::codec::{Entry, Meta, Op, encode_path};

@@ -28,14 +28,6 @@ pub(super) enum Mode<'a> {
 }
 
 impl Mode<'_> {
-    fn op<'o>(&'o self, path: &'o str, value: &'o Bytes) -> Op<'o> {
-        match *self {
-            Mode::Set => Op::Set { path, value },
-            Mode::Cas(index) => Op::Cas { path, value, index },
-            Mode::Lock(session) => Op::Lock { path, value, session },
-        }
-    }
-
     fn query(&self, flags: u64) -> String {
         match self {
             Mode::Set => format!("flags={flags}"),
@@ -87,7 +79,9 @@ impl Consul {
         let index = match mode {
             Mode::Set => None,
             Mode::Cas(index) => Some(index),
-            Mode::Lock(_) => return write_alone(&self.http, mode.op(&path, value)).await,
+            Mode::Lock(session) => {
+                return write_alone(&self.http, Op::Lock { path: &path, value, session }).await;
+            }
         };
         self.together.write(Write { path, value: value.clone(), index }).await
     }

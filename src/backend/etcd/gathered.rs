@@ -1,8 +1,10 @@
 //! Calls of several callers in one transaction: what the server does for a request, it does once for all of them.
 //!
 //! - A transaction of reads is no write to etcd, and comes back as fresh as the reads in it are asked to be.
-//! - Writes are made at one revision, which is then the version of each. A condition is that of its own write only: it is in a
-//!   transaction inside the transaction, and where it doesn't hold the others are made all the same.
+//! - Writes are made at one revision, which is then the version of each. So no key is written twice in one.
+//! - Where a condition doesn't hold nothing was done, and all keys with conditions are looked at: those whose conditions don't hold are
+//!   told, and the rest goes again. Conditions in transactions inside the transaction would need no second attempt, but servers
+//!   up to 3.5.27 check neither rights nor quotas there.
 //! - Where the server refuses all of it nothing was done, and each goes by itself: it may have been on account of one.
 
 use super::kv::{Found, Wanted, look, looked};
@@ -13,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::types::{Consistency, Version};
 use bytes::Bytes;
 use etcd_client::proto::{PbResponseOp, PbTxnOpResponse, PbTxnResponse};
-use etcd_client::{GetOptions, KeyValue, Txn, TxnOp};
+use etcd_client::{GetOptions, KeyValue, Txn, TxnOp, TxnResponse};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::rc::Rc;
@@ -61,16 +63,18 @@ impl Together {
             return gatherer.ask(read).await;
         }
         let found = read.alone(&self.session, consistency).await?;
-        self.sizes.learn(found.iter().map(|found| found.value().len()));
+        self.sizes.learn(read.size(&found).into_iter());
         Ok(found)
     }
 
     pub(super) async fn write(&self, write: Write) -> Result<Written> {
-        let lane = self.writes.lane();
-        if lane.is_none() && write.bytes() <= MAX_VALUE {
-            return self.writes.ask(write).await;
+        if write.bytes() > MAX_VALUE {
+            return write.alone(&self.session).await;
         }
-        write.alone(&self.session).await
+        match self.writes.lane() {
+            Some(_lane) => write.alone(&self.session).await,
+            None => self.writes.ask(write).await,
+        }
     }
 }
 
@@ -94,6 +98,11 @@ impl Read {
 
     fn op(&self, consistency: Consistency) -> TxnOp {
         TxnOp::get(self.path.as_slice(), Some(self.options(consistency)))
+    }
+
+    /// The size of the value, if there was one to see.
+    fn size(&self, found: &Option<KeyValue>) -> Option<usize> {
+        found.as_ref().filter(|_| !self.keys_only).map(|found| found.value().len())
     }
 
     async fn alone(&self, session: &Session, consistency: Consistency) -> Result<Option<KeyValue>> {
@@ -144,13 +153,13 @@ impl Reader {
 
     fn tell(&self, jobs: Vec<Job<Read>>, answer: PbTxnResponse) {
         let mut found = answer.responses.into_iter().map(range);
-        let mut largest = 0;
+        let mut largest = None;
         for job in jobs {
-            let found = found.next().flatten().ok_or_else(|| self.session.senseless(Effect::Read));
-            largest = found.iter().flatten().map(|found| found.value().len()).fold(largest, usize::max);
-            job.answer(found);
+            let found = found.next().flatten();
+            largest = largest.max(found.as_ref().and_then(|found| job.asked.size(found)));
+            job.answer(found.ok_or_else(|| self.session.senseless(Effect::Read)));
         }
-        self.sizes.learn(std::iter::once(largest));
+        self.sizes.learn(largest.into_iter());
     }
 }
 
@@ -203,24 +212,16 @@ impl Write {
         }
     }
 
-    /// Changes the key if it is as wanted, and else looks at it.
-    fn change_if(&self, wanted: Wanted) -> Txn {
-        let compare = wanted.compare(self.path.clone());
-        Txn::new().when([compare]).and_then([self.change()]).or_else([look(self.path.clone())])
-    }
-
-    fn op(&self) -> TxnOp {
-        match self.wanted {
-            Some(wanted) => TxnOp::txn(self.change_if(wanted)),
-            None => self.change(),
-        }
-    }
-
     async fn alone(&self, session: &Session) -> Result<Written> {
-        if let Some(wanted) = self.wanted {
-            let answer = session.write(async || session.kv().txn(self.change_if(wanted)).await).await?;
-            let version = session.written(answer.header())?;
-            return decided(answer.0, version).ok_or_else(|| session.senseless(Effect::Write));
+        if self.wanted.is_some() {
+            let answer = session.write(async || session.kv().txn(together(&[self])).await).await?;
+            let made = Written::Made { version: session.written(answer.header())?, found: true };
+            return match (answer.succeeded(), looked(answer.0).as_deref()) {
+                (true, _) => Ok(made),
+                (false, Some([found])) => Ok(Written::Refused(*found)),
+                // Nothing was changed, that much is clear.
+                (false, _) => Err(session.senseless(Effect::Read)),
+            };
         }
         let Some(value) = &self.value else {
             let answer = session.write(async || session.kv().delete(self.path.as_slice(), None).await).await?;
@@ -229,6 +230,15 @@ impl Write {
         let answer = session.write(async || session.kv().put(self.path.as_slice(), value.as_ref(), None).await).await?;
         Ok(Written::Made { version: session.written(answer.header())?, found: true })
     }
+}
+
+/// Makes all of these changes if all keys are as wanted, and else looks at those.
+fn together(writes: &[&Write]) -> Txn {
+    let wanted = || writes.iter().filter_map(|write| Some((write.wanted?, write.path.clone())));
+    let compares: Vec<_> = wanted().map(|(wanted, path)| wanted.compare(path)).collect();
+    let changes: Vec<_> = writes.iter().map(|write| write.change()).collect();
+    let looks: Vec<_> = wanted().map(|(_, path)| look(path)).collect();
+    Txn::new().when(compares).and_then(changes).or_else(looks)
 }
 
 impl Gathered for Write {
@@ -244,16 +254,21 @@ impl Gathered for Write {
     }
 }
 
-async fn write_all(session: Rc<Session>, jobs: Vec<Job<Write>>) {
-    let ops = || jobs.iter().map(|job| job.asked.op()).collect::<Vec<_>>();
-    let send = async || session.kv().txn(Txn::new().and_then(ops())).await;
-    let answer = session.write(send).await;
-    let made = answer.and_then(|answer| Ok((session.written(answer.header())?, answer.0.responses)));
-    match made {
-        Ok((version, answers)) => tell_written(&session, jobs, version, answers),
-        Err(error) if is_about_one(&error) => each(&session, jobs).await,
-        Err(error) => jobs.into_iter().for_each(|job| job.answer(Err(error.clone()))),
+async fn write_all(session: Rc<Session>, mut jobs: Vec<Job<Write>>) {
+    while !jobs.is_empty() {
+        let writes: Vec<_> = jobs.iter().map(|job| &job.asked).collect();
+        let answer = session.write(async || session.kv().txn(together(&writes)).await).await;
+        jobs = match answer {
+            Ok(answer) if answer.succeeded() => return tell_made(&session, jobs, answer),
+            Ok(answer) => tell_refused(&session, jobs, answer.0),
+            Err(error) if is_about_one(&error) => return each(&session, jobs).await,
+            Err(error) => return tell_all(jobs, &error),
+        };
     }
+}
+
+fn tell_all(jobs: Vec<Job<Write>>, error: &Error) {
+    jobs.into_iter().for_each(|job| job.answer(Err(error.clone())));
 }
 
 async fn each(session: &Session, jobs: Vec<Job<Write>>) {
@@ -264,32 +279,48 @@ async fn each(session: &Session, jobs: Vec<Job<Write>>) {
     .await;
 }
 
-fn tell_written(session: &Session, jobs: Vec<Job<Write>>, version: Version, answers: Vec<PbResponseOp>) {
-    let mut written = answers.into_iter().map(|answer| written(answer, version));
+fn tell_made(session: &Session, jobs: Vec<Job<Write>>, answer: TxnResponse) {
+    let version = match session.written(answer.header()) {
+        Ok(version) => version,
+        Err(error) => return tell_all(jobs, &error),
+    };
+    let mut made = answer.0.responses.into_iter().map(|answer| made(answer, version));
     for job in jobs {
-        job.answer(written.next().flatten().ok_or_else(|| session.senseless(Effect::Write)));
+        job.answer(made.next().flatten().ok_or_else(|| session.senseless(Effect::Write)));
     }
 }
 
-/// What came of a write in a transaction; none if the server answered something else.
-fn written(answer: PbResponseOp, version: Version) -> Option<Written> {
+/// What came of a change in a transaction; none if the server answered something else.
+fn made(answer: PbResponseOp, version: Version) -> Option<Written> {
     match answer.response? {
         PbTxnOpResponse::ResponsePut(_) => Some(Written::Made { version, found: true }),
         PbTxnOpResponse::ResponseDeleteRange(deleted) => Some(Written::Made { version, found: deleted.deleted > 0 }),
-        PbTxnOpResponse::ResponseTxn(answer) => decided(answer, version),
-        PbTxnOpResponse::ResponseRange(_) => None,
+        _ => None,
     }
 }
 
-/// What came of a write with a condition.
-fn decided(answer: PbTxnResponse, version: Version) -> Option<Written> {
-    if answer.succeeded {
-        return Some(Written::Made { version, found: true });
+/// Tells those whose keys aren't as wanted, and returns the others. Nothing was changed.
+fn tell_refused(session: &Session, jobs: Vec<Job<Write>>, answer: PbTxnResponse) -> Vec<Job<Write>> {
+    let asked = jobs.iter().filter(|job| job.asked.wanted.is_some()).count();
+    let Some(found) = looked(answer).filter(|found| found.len() == asked) else {
+        tell_all(jobs, &session.senseless(Effect::Read));
+        return Vec::new();
+    };
+    let (mut found, all) = (found.into_iter(), jobs.len());
+    let mut rest = Vec::with_capacity(all);
+    for job in jobs {
+        let refused = job.asked.wanted.and_then(|wanted| found.next().filter(|found| !wanted.holds(*found)));
+        match refused {
+            Some(found) => job.answer(Ok(Written::Refused(found))),
+            None => rest.push(job),
+        }
     }
-    match looked(answer)?.as_slice() {
-        [found] => Some(Written::Refused(*found)),
-        _ => None,
+    if rest.len() == all {
+        // They are all as wanted, and the server says otherwise.
+        tell_all(rest, &session.senseless(Effect::Read));
+        return Vec::new();
     }
+    rest
 }
 
 #[cfg(test)]
@@ -305,22 +336,16 @@ mod tests {
     #[test]
     fn answers_are_taken_for_what_they_are() {
         let version = version(7);
-        let made = |found| Some(Written::Made { version, found });
-        let deleted = |deleted| PbDeleteResponse { deleted, ..PbDeleteResponse::default() };
-        let txn = |succeeded, responses| PbTxnResponse { header: None, succeeded, responses };
+        let written = |found| Some(Written::Made { version, found });
+        let deleted =
+            |deleted| op(PbTxnOpResponse::ResponseDeleteRange(PbDeleteResponse { deleted, ..Default::default() }));
+        let put = || op(PbTxnOpResponse::ResponsePut(PbPutResponse::default()));
         let nothing = || op(PbTxnOpResponse::ResponseRange(PbRangeResponse::default()));
-        let of = |response| written(op(response), version);
-        assert_eq!(of(PbTxnOpResponse::ResponsePut(PbPutResponse::default())), made(true));
-        assert_eq!(of(PbTxnOpResponse::ResponseDeleteRange(deleted(1))), made(true));
-        assert_eq!(of(PbTxnOpResponse::ResponseDeleteRange(deleted(0))), made(false));
-        assert_eq!(of(PbTxnOpResponse::ResponseTxn(txn(true, vec![]))), made(true));
-        let refused = txn(false, vec![nothing()]);
-        assert_eq!(of(PbTxnOpResponse::ResponseTxn(refused)), Some(Written::Refused(None)));
-        assert_eq!(of(PbTxnOpResponse::ResponseTxn(txn(false, vec![]))), None);
-        assert_eq!(written(nothing(), version), None);
-        assert!(range(nothing()).is_some_and(|found| found.is_none()));
-        assert!(range(op(PbTxnOpResponse::ResponsePut(PbPutResponse::default()))).is_none());
         let empty = || PbResponseOp { response: None };
-        assert!(range(empty()).is_none() && written(empty(), version).is_none());
+        assert_eq!(made(put(), version), written(true));
+        assert_eq!((made(deleted(1), version), made(deleted(0), version)), (written(true), written(false)));
+        assert!(made(nothing(), version).is_none() && made(empty(), version).is_none());
+        assert!(range(nothing()).is_some_and(|found| found.is_none()));
+        assert!(range(put()).is_none() && range(empty()).is_none());
     }
 }

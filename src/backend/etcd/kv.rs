@@ -161,7 +161,7 @@ impl Wanted {
     }
 
     /// The condition for a key as it was found; none where it doesn't exist.
-    fn holds(self, found: Option<Found>) -> bool {
+    pub(super) fn holds(self, found: Option<Found>) -> bool {
         match self {
             Wanted::Present => found.is_some(),
             Wanted::Absent => found.is_none(),

@@ -1,7 +1,7 @@
 //! The driver for etcd's v3 API.
 //!
-//! Every call is one request while all goes well. A key's version is the revision at which it was last changed, which no
-//! other change of the cluster shares.
+//! Every call is one request while all goes well, or shares one with others. A key's version is the revision at which it was last
+//! changed, which no other change of that key shares.
 
 mod attempt;
 mod events;
