@@ -3,8 +3,8 @@
 //! - A transaction of reads is no write to etcd, and comes back as fresh as the reads in it are asked to be.
 //! - Writes are made at one revision, which is then the version of each. So no key is written twice in one.
 //! - Where a condition doesn't hold nothing was done, and all keys with conditions are looked at: those whose conditions don't hold are
-//!   told, and the rest goes again. Conditions in transactions inside the transaction would need no second attempt, but servers
-//!   up to 3.5.27 check neither rights nor quotas there.
+//!   told, and the rest goes again. Conditions in transactions inside the transaction would need no second attempt, but
+//!   etcd 3.5.16, for one, doesn't check the user's rights there.
 //! - Where the server refuses all of it nothing was done, and each goes by itself: it may have been on account of one.
 
 use super::kv::{Found, Wanted, look, looked};
