@@ -6,7 +6,7 @@ pub(crate) mod consul;
 pub(crate) mod embedded;
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
-#[cfg(any(feature = "consul", feature = "zookeeper"))]
+#[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 pub(crate) mod gather;
 pub(crate) mod lock;
 pub(crate) mod shortcut;
