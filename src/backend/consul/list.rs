@@ -150,7 +150,10 @@ impl<'l> Listing<'l> {
 
     fn page(mut self) -> Page<KvPair> {
         self.sort();
-        Page::cut(self.pairs, self.options.limit, self.last.is_some(), |pair| &pair.key)
+        let mut page = Page::cut(self.pairs, self.options.limit, self.last.is_some(), |pair| &pair.key);
+        // Whoever keeps it shouldn't keep room for what may have come, or was left out.
+        page.items.shrink_to_fit();
+        page
     }
 }
 
@@ -186,6 +189,7 @@ mod tests {
                     listing.take(Key::parse(&format!("a/{name}")).unwrap(), u64::from(*name), value).unwrap();
                 }
                 let page = listing.page();
+                assert!(page.items.capacity() == page.items.len(), "{limit:?}, {seed}");
                 let shown = limit.unwrap_or(89).min(89);
                 let expected = (10..99).take(shown).map(|name| (format!("a/{name}"), u64::from(name), vec![name]));
                 let pairs = page
