@@ -34,7 +34,8 @@ pub enum LeaderEvent {
     Vacant,
     /// The link is down: who was said to lead may do so no more.
     Suspended,
-    /// The link is back, and all that changed meanwhile was told.
+    /// The link is back, and all that changed meanwhile was told. A server that lost its data counts terms from the beginning:
+    /// a leader of the same value and term as before is not told of again, whoever it is.
     Resumed,
     /// The store was closed. Nothing follows.
     Closed,
