@@ -189,7 +189,7 @@ mod tests {
                     listing.take(Key::parse(&format!("a/{name}")).unwrap(), u64::from(*name), value).unwrap();
                 }
                 let page = listing.page();
-                assert!(page.items.capacity() == page.items.len(), "{limit:?}, {seed}");
+                assert_eq!(page.items.capacity(), page.items.len(), "{limit:?}, {seed}");
                 let shown = limit.unwrap_or(89).min(89);
                 let expected = (10..99).take(shown).map(|name| (format!("a/{name}"), u64::from(name), vec![name]));
                 let pairs = page
