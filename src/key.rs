@@ -61,16 +61,6 @@ impl Key {
         Dir(self.0.clone())
     }
 
-    /// The key of a name in a directory; none where that is no valid key in normal form.
-    #[cfg(feature = "zookeeper")]
-    pub(crate) fn child(dir: &Dir, name: &str) -> Option<Self> {
-        let path = if dir.is_root() { name.to_owned() } else { [dir.as_str(), "/", name].concat() };
-        match is_plain(&path) {
-            true => Some(Key(path.into())),
-            false => Key::parse(&path).ok().filter(|key| key.as_str() == path),
-        }
-    }
-
     /// The directory that this key lies in.
     pub fn parent(&self) -> Dir {
         match self.0.rfind('/') {
@@ -123,6 +113,30 @@ impl Dir {
     }
 }
 
+/// Makes the keys of one directory of their names.
+#[cfg(feature = "zookeeper")]
+#[derive(Debug)]
+pub(crate) struct Children {
+    /// The directory and a slash, and then the name that was made a key of last.
+    path: String,
+    stem: usize,
+}
+
+#[cfg(feature = "zookeeper")]
+impl Children {
+    pub(crate) fn of(dir: &Dir) -> Self {
+        let path = if dir.is_root() { String::new() } else { [dir.as_str(), "/"].concat() };
+        Children { stem: path.len(), path }
+    }
+
+    /// The key of a name; none where that is no valid key in normal form.
+    pub(crate) fn key(&mut self, name: &str) -> Option<Key> {
+        self.path.truncate(self.stem);
+        self.path.push_str(name);
+        key_of(&self.path)
+    }
+}
+
 /// Where a store's keys live on its server: what the URL's path says. Drivers translate with it; callers never see it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Namespace(Dir);
@@ -160,11 +174,7 @@ impl Namespace {
     /// The caller's key of a server's path, or none where the path is outside of the namespace or no valid key (another
     /// program may have written anything).
     pub fn key(&self, path: &str) -> Option<Key> {
-        let inside = self.0.relative(path)?;
-        match is_plain(inside) {
-            true => Some(Key(inside.into())),
-            false => Key::parse(inside).ok().filter(|key| key.as_str() == inside),
-        }
+        key_of(self.0.relative(path)?)
     }
 
     /// As [`key`](Self::key), of a text that the key can share.
@@ -205,6 +215,14 @@ fn is_plain(path: &str) -> bool {
         before = byte;
     }
     before != b'/' && path.len() <= Key::MAX_LEN
+}
+
+/// The key that `path` is; none where that is no valid key in normal form.
+fn key_of(path: &str) -> Option<Key> {
+    match is_plain(path) {
+        true => Some(Key(path.into())),
+        false => Key::parse(path).ok().filter(|key| key.as_str() == path),
+    }
 }
 
 /// The normal form of `path`, checked; empty for the root.

@@ -17,7 +17,9 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, OptionFuture, join_all};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use zookeeper_client::{Client, Error as Failure, MultiReadResult, MultiWriteError, MultiWriteResult, Stat};
+use zookeeper_client::{
+    Client, Error as Failure, MultiReadResult, MultiReader, MultiWriteError, MultiWriteResult, Stat,
+};
 
 /// How many requests of a kind are on their way at once.
 const LANES: usize = 4;
@@ -95,7 +97,8 @@ impl Together {
 
     /// Asks whether the server knows multiRead. It is to be thought of as gone where it doesn't.
     pub(super) fn prove<'s>(&'s self, path: &str) -> impl Future<Output = Result<bool, Failure>> + use<'s> {
-        let sent = read_together(&self.client, &self.portion, &[(path, Part::Data)]);
+        let mut read = MultiRead::new(&self.client, &self.portion);
+        let sent = read.add(path, Part::Data).map(|()| read.send());
         async move { sent?.await.map(|parts| parts.is_some()) }
     }
 
@@ -225,9 +228,10 @@ async fn read_each(
     paths: impl ExactSizeIterator<Item = &str> + Clone,
 ) -> Result<Vec<Result<Data, Failure>>, Failure> {
     if paths.len() > 1 && portion.size() > 1 {
+        let mut read = MultiRead::new(client, portion);
+        paths.clone().try_for_each(|path| read.add(path, Part::Data))?;
         let sync = is_fresh.then(|| client.sync("/"));
-        let asked: Vec<_> = paths.clone().map(|path| (path, Part::Data)).collect();
-        let read = read_together(client, portion, &asked)?;
+        let read = read.send();
         if let Some(sync) = sync {
             sync.await?;
         }
@@ -254,32 +258,43 @@ pub(super) enum Part {
     Children,
 }
 
-/// Sends one request for all of these at once, which is answered in their order; by none where the server doesn't know it.
-pub(super) fn read_together<'c>(
-    client: &'c Client,
+/// One request for many znodes.
+pub(super) struct MultiRead<'c> {
+    reader: MultiReader<'c>,
     portion: &'c Portion,
-    asked: &[(&str, Part)],
-) -> Result<impl Future<Output = Result<Option<Vec<MultiReadResult>>, Failure>> + use<'c>, Failure> {
-    let count = asked.len();
-    let mut reader = client.new_multi_reader();
-    for &(path, part) in asked {
+    count: usize,
+}
+
+impl<'c> MultiRead<'c> {
+    pub(super) fn new(client: &'c Client, portion: &'c Portion) -> Self {
+        MultiRead { reader: client.new_multi_reader(), portion, count: 0 }
+    }
+
+    pub(super) fn add(&mut self, path: &str, part: Part) -> Result<(), Failure> {
+        self.count += 1;
         match part {
-            Part::Data => reader.add_get_data(path)?,
-            Part::Children => reader.add_get_children(path)?,
+            Part::Data => self.reader.add_get_data(path),
+            Part::Children => self.reader.add_get_children(path),
         }
     }
-    let answer = reader.commit();
-    Ok(async move {
-        match answer.await {
-            Ok(parts) if parts.len() == count => Ok(Some(parts)),
-            Ok(parts) => Err(Failure::UnexpectedError(format!("{} answers to a multiRead of {count}", parts.len()))),
-            Err(Failure::Unimplemented) => {
-                portion.is_known.store(false, Ordering::Relaxed);
-                Ok(None)
+
+    /// Sends the request at once. It is answered in the order of what was added; by none where the server doesn't know it.
+    pub(super) fn send(mut self) -> impl Future<Output = Result<Option<Vec<MultiReadResult>>, Failure>> + use<'c> {
+        let (answer, portion, count) = (self.reader.commit(), self.portion, self.count);
+        async move {
+            match answer.await {
+                Ok(parts) if parts.len() == count => Ok(Some(parts)),
+                Ok(parts) => {
+                    Err(Failure::UnexpectedError(format!("{} answers to a multiRead of {count}", parts.len())))
+                }
+                Err(Failure::Unimplemented) => {
+                    portion.is_known.store(false, Ordering::Relaxed);
+                    Ok(None)
+                }
+                Err(failure) => Err(failure),
             }
-            Err(failure) => Err(failure),
         }
-    })
+    }
 }
 
 /// A znode to write over.

@@ -164,7 +164,7 @@ impl Session {
     /// `false`: the value has changed since.
     async fn remove_value(&self, path: &str, bearer: &Bearer) -> Result<bool> {
         match bearer {
-            Bearer::Key(stat) => self.remove(path, stat).await,
+            Bearer::Key(stat) => self.remove(path, stat.version, stat.num_children > 0).await,
             Bearer::Lock(_, published) => self.unpublish(published).await,
         }
     }

@@ -6,7 +6,7 @@
 //! name this escaping can't have produced belongs to another program, and is no key; nor are the contenders of locks.
 
 use super::contender::Contender;
-use crate::key::{Dir, Key, Namespace};
+use crate::key::{self, Dir, Key, Namespace};
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
@@ -29,13 +29,18 @@ impl Paths {
 
     /// The znode of `key`.
     pub(super) fn key(&self, key: &Key) -> String {
-        // No escape reaches over a slash.
-        let (root, name) = (self.root.trim_end_matches('/'), encode(key));
-        let mut path = String::with_capacity(root.len() + 1 + name.len());
-        path.push_str(root);
-        path.push('/');
-        path.push_str(&name);
+        let mut path = String::with_capacity(self.root.len() + 1 + key.len());
+        self.write_key(key, &mut path);
         path
+    }
+
+    /// Writes the path of the znode of `key` over a text.
+    pub(super) fn write_key(&self, key: &Key, path: &mut String) {
+        path.clear();
+        path.push_str(self.root.trim_end_matches('/'));
+        path.push('/');
+        // No escape reaches over a slash.
+        path.push_str(&encode(key));
     }
 
     /// The znode of `dir`.
@@ -46,13 +51,9 @@ impl Paths {
         }
     }
 
-    /// The key of the znode `name` in `dir`, or none where that is no key of ours.
-    pub(super) fn child(&self, dir: &Dir, name: &str) -> Option<Key> {
-        let reserved = dir.is_root() && self.namespace.is_root() && name == "zookeeper";
-        if reserved || Contender::parse(name).is_some() {
-            return None;
-        }
-        Key::child(dir, &decode(name)?)
+    /// Makes the keys of the znodes in `dir`.
+    pub(super) fn children(&self, dir: &Dir) -> Children {
+        Children { keys: key::Children::of(dir), is_top: dir.is_root() && self.namespace.is_root() }
     }
 
     /// The key of the znode at `path`, or none where that is no key of ours.
@@ -69,6 +70,24 @@ impl Paths {
         let (parent, _) = path.rsplit_once('/')?;
         let inside = parent.strip_prefix(self.root.trim_end_matches('/'))?;
         (inside.len() > 1 && inside.starts_with('/')).then_some(parent)
+    }
+}
+
+/// Makes the keys of the znodes in one directory.
+pub(super) struct Children {
+    keys: key::Children,
+    /// The directory is the server's own root.
+    is_top: bool,
+}
+
+impl Children {
+    /// The key of the znode of this name, or none where that is no key of ours.
+    pub(super) fn key(&mut self, name: &str) -> Option<Key> {
+        let is_reserved = self.is_top && name == "zookeeper";
+        if is_reserved || Contender::parse(name).is_some() {
+            return None;
+        }
+        self.keys.key(&decode(name)?)
     }
 }
 
@@ -100,7 +119,7 @@ fn encode(text: &str) -> Cow<'_, str> {
 
 /// Whether a text certainly needs no escaping and has none. Most have neither, which is told at one look.
 fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii() && byte != b'%')
+    text.is_ascii() && !text.as_bytes().contains(&b'%')
 }
 
 fn fits_utf16_unit(c: char) -> bool {
@@ -168,11 +187,11 @@ mod tests {
         let paths = in_namespace("");
         let dir = Dir::parse("a").unwrap();
         for name in ["%u{", "%u{zz}", "%u{41}", "%u{1f600}", "%u{01F600}", "%u{D800}", "%u{25}", "%u{+1F600}"] {
-            assert_eq!(paths.child(&dir, name), None, "{name}");
+            assert_eq!(paths.children(&dir).key(name), None, "{name}");
         }
-        assert_eq!(paths.child(&Dir::root(), "zookeeper"), None);
-        assert!(paths.child(&dir, "zookeeper").is_some());
-        assert_eq!(paths.child(&dir, &"x".repeat(511)), None);
+        assert_eq!(paths.children(&Dir::root()).key("zookeeper"), None);
+        assert!(paths.children(&dir).key("zookeeper").is_some());
+        assert_eq!(paths.children(&dir).key(&"x".repeat(511)), None);
     }
 
     #[test]
@@ -196,7 +215,7 @@ mod tests {
                 let (_, name) = path.rsplit_once('/').unwrap();
                 prop_assert!(path.chars().all(fits_utf16_unit));
                 prop_assert_eq!(paths.read(&path), Some(key.clone()));
-                prop_assert_eq!(paths.child(&parent, name), Some(key));
+                prop_assert_eq!(paths.children(&parent).key(name), Some(key));
             }
         }
 
@@ -213,7 +232,7 @@ mod tests {
                 prop_assert_eq!(paths.key(&key), path.as_str());
             }
             let dir = Dir::parse("d").unwrap();
-            if let Some(key) = paths.child(&dir, &text) {
+            if let Some(key) = paths.children(&dir).key(&text) {
                 prop_assert_eq!(paths.key(&key), format!("{}/{text}", paths.dir(&dir)));
             }
             let _ = (paths.directory_of(&path), parent(&path), ancestors(&path).count());

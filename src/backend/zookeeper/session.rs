@@ -178,17 +178,17 @@ impl Session {
         }
     }
 
-    /// Deletes the key as `stat` shows it, or leaves a marker where it has children. `false`: the znode has changed since.
-    pub(super) async fn remove(&self, path: &str, stat: &Stat) -> Result<bool> {
-        if stat.num_children == 0 {
-            let deleted = self.client.delete(path, Some(stat.version));
+    /// Deletes the key at the znode's version, or leaves a marker where it has children. `false`: the znode has changed since.
+    pub(super) async fn remove(&self, path: &str, version: i32, has_children: bool) -> Result<bool> {
+        if !has_children {
+            let deleted = self.client.delete(path, Some(version));
             let swept = self.send_sweep(self.paths.directory_of(path));
             match tokio::join!(deleted, swept).0 {
                 Err(Failure::NotEmpty) => {}
                 result => return Ok(self.settled(result)?.is_some()),
             }
         }
-        let marked = self.client.set_data(path, node::MARKER, Some(stat.version)).await;
+        let marked = self.client.set_data(path, node::MARKER, Some(version)).await;
         let marked = self.settled(marked)?;
         if marked.is_some_and(|stat| stat.num_children == 0) {
             self.sweep(path).await;

@@ -3,7 +3,7 @@
 use super::batch::{Batch, is_conflict};
 use super::node::ANY_VERSION;
 use super::session::Session;
-use super::walk::{Found, Quest};
+use super::walk::{Found, FoundLine, Quest};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{Consistency, Depth, KvPair, ListOptions, Page};
@@ -23,7 +23,8 @@ struct Top {
 /// A znode to delete.
 struct Doomed {
     path: String,
-    stat: Stat,
+    /// The znode's.
+    version: i32,
     is_key: bool,
     /// It was a key to those who looked: it has a value, or is the holder of a lock.
     counts: bool,
@@ -108,21 +109,22 @@ impl Session {
     /// What is to be deleted, the deepest first: the contenders of a lock with it, whose holders are told that they lost it.
     /// Other ephemeral znodes that are no keys belong to another program's living session.
     fn doomed(&self, found: Vec<(Key, Found)>) -> Vec<Doomed> {
-        let ours = |found: &Found| found.is_key() || found.stat.ephemeral_owner == 0;
+        let ours = |found: &Found| found.is_key() || !found.is_owned;
         let mut doomed = Vec::with_capacity(found.len());
         for (key, found) in found.into_iter().rev().filter(|(_, found)| ours(found)) {
             let path = self.paths.key(&key);
-            let Found { stat, has_value, published, contenders, .. } = found;
+            let FoundLine { published, contenders } = found.line.map(|line| *line).unwrap_or_default();
             let contenders = contenders.into_iter().map(|name| format!("{path}/{name}"));
             let holder = published.map(|published| published.path);
             doomed.extend(contenders.map(|path| Doomed {
                 counts: holder.as_ref() == Some(&path),
                 path,
                 // Whatever it has published by then.
-                stat: Stat { version: ANY_VERSION, num_children: 0, ..stat },
+                version: ANY_VERSION,
                 is_key: false,
             }));
-            doomed.push(Doomed { path, stat, is_key: has_value, counts: has_value });
+            let is_key = found.has_value;
+            doomed.push(Doomed { path, version: found.counter, is_key, counts: is_key });
         }
         doomed
     }
@@ -159,7 +161,7 @@ impl Session {
     /// How many keys a batch deleted; none where it met a conflict and deleted nothing.
     async fn delete_batch(&self, doomed: &[Doomed]) -> Result<Option<u64>> {
         let mut batch = Batch::new(self);
-        doomed.iter().for_each(|one| batch.delete(&one.path, one.stat.version));
+        doomed.iter().for_each(|one| batch.delete(&one.path, one.version));
         let keys = doomed.iter().map(|one| u64::from(one.counts)).sum();
         match batch.send().await {
             Ok(_) => Ok(Some(keys)),
@@ -171,10 +173,9 @@ impl Session {
     async fn delete_one(&self, doomed: &Doomed) -> Result<u64> {
         if doomed.is_key {
             // What was beneath it is deleted by now; if not, the server says so and a marker is left.
-            let stat = Stat { num_children: 0, ..doomed.stat };
-            return Ok(u64::from(self.remove(&doomed.path, &stat).await?));
+            return Ok(u64::from(self.remove(&doomed.path, doomed.version, false).await?));
         }
-        let deleted = self.client.delete(&doomed.path, Some(doomed.stat.version)).await;
+        let deleted = self.client.delete(&doomed.path, Some(doomed.version)).await;
         Ok(u64::from(self.settled(deleted)?.is_some() && doomed.counts))
     }
 }

@@ -4,18 +4,18 @@
 //! the keys' bytes. It ends as soon as enough is found and nothing unread could come before it.
 
 use super::contender::Line;
-use super::gathered::{Data, Part, read_together};
+use super::gathered::{Data, MultiRead, Part};
 use super::node::{self, Node};
 use super::published::Published;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
-use crate::types::KvPair;
+use crate::types::{KvPair, Version};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use zookeeper_client::{Error as Failure, MultiReadResult, Stat};
 
 /// How many requests of one walk are on their way at once, if each is for one znode.
@@ -46,28 +46,54 @@ impl Quest<'_> {
         Quest { values: false, descend: true, vacant: true, after: None, enough: usize::MAX };
 }
 
-/// A znode found.
+/// A znode found. There may be a great many.
 pub(super) struct Found {
-    pub(super) stat: Stat,
-    /// Whether the znode itself is a key.
-    pub(super) has_value: bool,
+    /// The key's, where the znode itself is one.
+    version: Version,
     /// The value, where the quest is after values.
     value: Bytes,
-    /// What the holder of a lock published here, where the znode is vacant.
-    pub(super) published: Option<Box<Published>>,
-    /// The names of those who contend for it, where the quest is after vacant znodes.
+    /// What the server counts the znode's writes by.
+    pub(super) counter: i32,
+    /// Whether the znode itself is a key.
+    pub(super) has_value: bool,
+    /// The znode is ephemeral, or of another kind that the server removes by itself.
+    pub(super) is_owned: bool,
+    /// Those in line, where there are any and the quest is after them.
+    pub(super) line: Option<Box<FoundLine>>,
+}
+
+/// Who is in line at a znode, for the lock of that name.
+#[derive(Default)]
+pub(super) struct FoundLine {
+    /// What the holder of the lock published, where the znode is vacant.
+    pub(super) published: Option<Published>,
+    /// The names of all who contend.
     pub(super) contenders: Vec<String>,
 }
 
 impl Found {
+    fn new(stat: &Stat, has_value: bool, value: Bytes) -> Self {
+        let is_owned = stat.ephemeral_owner != 0;
+        Found { version: node::version(stat), value, counter: stat.version, has_value, is_owned, line: None }
+    }
+
+    /// With those in line, by the names of the znode's children.
+    fn in_line(mut self, published: Option<Published>, names: &[String]) -> Self {
+        let contenders: Vec<_> = Line::of(names).names().map(str::to_owned).collect();
+        if !contenders.is_empty() {
+            self.line = Some(Box::new(FoundLine { published, contenders }));
+        }
+        self
+    }
+
     pub(super) fn is_key(&self) -> bool {
-        self.has_value || self.published.is_some()
+        self.has_value || self.line.as_ref().is_some_and(|line| line.published.is_some())
     }
 
     pub(super) fn pair(self, key: Key) -> KvPair {
-        match self.published {
+        match self.line.and_then(|line| line.published) {
             Some(published) => published.pair(&key),
-            None => KvPair { key, value: self.value, version: node::version(&self.stat) },
+            None => KvPair { key, value: self.value, version: self.version },
         }
     }
 }
@@ -88,6 +114,9 @@ impl PartialOrd for Visit {
 
 impl Ord for Visit {
     fn cmp(&self, other: &Self) -> Ordering {
+        if !self.is_children() && !other.is_children() {
+            return self.key.cmp(&other.key);
+        }
         let common = self.key.len().min(other.key.len());
         let ([mine, my_rest], [theirs, their_rest]) = (self.order(common), other.order(common));
         mine.cmp(theirs).then_with(|| my_rest.iter().chain(self.slash()).cmp(their_rest.iter().chain(other.slash())))
@@ -147,7 +176,7 @@ enum Sifted {
 fn sift((data, stat): Data, quest: Quest<'_>) -> Sifted {
     let node = Node::of(stat, &data);
     let value = if quest.values { node::decode(data) } else { Bytes::new() };
-    let found = Found { stat, has_value: node.is_key(), value, published: None, contenders: Vec::new() };
+    let found = Found::new(&stat, node.is_key(), value);
     // It may be a lock, or have a line of contenders that goes with it: its children tell.
     if stat.num_children > 0 && (quest.vacant || !node.is_key()) {
         return Sifted::Unclear(found);
@@ -156,11 +185,41 @@ fn sift((data, stat): Data, quest: Quest<'_>) -> Sifted {
     Sifted::Seen(Seen { found: Some(found), children: Vec::new(), unread })
 }
 
+/// The visits that are still to be made, the first of them first.
+#[derive(Default)]
+struct Open {
+    /// What one directory holds, in order: often there is no more.
+    listed: VecDeque<Visit>,
+    /// What was found since.
+    others: BTreeSet<Visit>,
+}
+
+impl Open {
+    fn extend(&mut self, visits: Vec<Visit>) {
+        match self.listed.is_empty() {
+            true => self.listed = visits.into(),
+            false => self.others.extend(visits),
+        }
+    }
+
+    fn first(&self) -> Option<&Visit> {
+        self.listed.front().into_iter().chain(self.others.first()).min()
+    }
+
+    fn pop_first(&mut self) -> Option<Visit> {
+        match (self.listed.front(), self.others.first()) {
+            (Some(listed), Some(other)) if other < listed => self.others.pop_first(),
+            (None, _) => self.others.pop_first(),
+            _ => self.listed.pop_front(),
+        }
+    }
+}
+
 /// A walk in progress.
 struct Walk<'q> {
     quest: Quest<'q>,
     /// Not asked yet.
-    open: BTreeSet<Visit>,
+    open: Open,
     /// The first of each request that is not answered yet.
     asked: BTreeSet<Visit>,
     /// How many are asked for in all.
@@ -178,7 +237,7 @@ struct Answer {
 impl Session {
     /// What is beneath `dir`, whose children have these names, in the keys' order.
     pub(super) async fn walk(&self, dir: &Dir, names: &[String], quest: Quest<'_>) -> Result<Vec<(Key, Found)>> {
-        let (open, asked) = (BTreeSet::new(), BTreeSet::new());
+        let (open, asked) = (Open::default(), BTreeSet::new());
         let mut walk = Walk { quest, open, asked, on_their_way: 0, found: Vec::new() };
         let mut answers = FuturesUnordered::new();
         walk.open_children(self, dir, names);
@@ -201,30 +260,33 @@ impl Session {
 
     /// Asks for these, in one request where that is no more than what is wanted: it brings the data too.
     async fn visit(&self, visits: Vec<Visit>, quest: Quest<'_>) -> Result<Answer> {
-        let paths: Vec<_> = visits.iter().map(|visit| self.paths.key(&visit.key)).collect();
         if visits.len() > 1 {
-            let asked: Vec<_> = paths.iter().zip(&visits).map(|(path, visit)| (path.as_str(), visit.part)).collect();
-            let sent = read_together(&self.client, &self.together.portion, &asked);
-            let answered = match sent {
+            let answered = match self.send_multi_read(&visits) {
                 Ok(sent) => sent.await,
                 Err(failure) => Err(failure),
             };
             if let Some(parts) = answered.map_err(|failure| self.read_error(failure))? {
-                return Ok(Answer { seen: self.see_all(&visits, &paths, parts, quest).await?, visits });
+                return Ok(Answer { seen: self.see_all(&visits, parts, quest).await?, visits });
             }
         }
-        let seen = visits.iter().zip(&paths).map(|(visit, path)| self.see(visit, path, quest));
-        Ok(Answer { seen: try_join_all(seen).await?, visits })
+        let seen = try_join_all(visits.iter().map(|visit| self.see(visit, quest))).await?;
+        Ok(Answer { seen, visits })
+    }
+
+    fn send_multi_read(
+        &self,
+        visits: &[Visit],
+    ) -> Result<impl Future<Output = Result<Option<Vec<MultiReadResult>>, Failure>> + use<'_>, Failure> {
+        let (mut read, mut path) = (MultiRead::new(&self.client, &self.together.portion), String::new());
+        for visit in visits {
+            self.paths.write_key(&visit.key, &mut path);
+            read.add(&path, visit.part)?;
+        }
+        Ok(read.send())
     }
 
     /// What one request found out about each of these.
-    async fn see_all(
-        &self,
-        visits: &[Visit],
-        paths: &[String],
-        parts: Vec<MultiReadResult>,
-        quest: Quest<'_>,
-    ) -> Result<Vec<Seen>> {
+    async fn see_all(&self, visits: &[Visit], parts: Vec<MultiReadResult>, quest: Quest<'_>) -> Result<Vec<Seen>> {
         let stats = parts
             .iter()
             .filter_map(|part| if let MultiReadResult::Data { stat, .. } = part { Some(stat) } else { None });
@@ -252,10 +314,11 @@ impl Session {
             }
         }
         let clear = rest.into_iter().map(async |(at, sifted)| {
+            let visit: &Visit = &visits[at];
             let seen = match sifted {
                 Sifted::Seen(seen) => seen,
-                Sifted::Unclear(found) => self.see_line(&paths[at], found, quest).await?,
-                Sifted::Denied => self.see(&visits[at], &paths[at], quest).await?,
+                Sifted::Unclear(found) => self.see_line(&self.paths.key(&visit.key), found, quest).await?,
+                Sifted::Denied => self.see(visit, quest).await?,
             };
             Ok::<_, Error>((at, seen))
         });
@@ -265,11 +328,12 @@ impl Session {
         Ok(seen)
     }
 
-    async fn see(&self, visit: &Visit, path: &str, quest: Quest<'_>) -> Result<Seen> {
+    async fn see(&self, visit: &Visit, quest: Quest<'_>) -> Result<Seen> {
+        let path = self.paths.key(&visit.key);
         let seen = match (visit.is_children(), quest.values) {
-            (true, _) => self.see_names(path).await?,
-            (false, true) => self.see_value(path, quest).await?,
-            (false, false) => self.see_node(path, quest.descend).await?,
+            (true, _) => self.see_names(&path).await?,
+            (false, true) => self.see_value(&path, quest).await?,
+            (false, false) => self.see_node(&path, quest.descend).await?,
         };
         // A znode that has gone since its name was read is as if it had never been.
         Ok(seen.unwrap_or_default())
@@ -291,12 +355,10 @@ impl Session {
     }
 
     /// What the children of a znode say about it. If the walk goes there anyway, this is when it reads their names.
-    async fn see_line(&self, path: &str, mut found: Found, quest: Quest<'_>) -> Result<Seen> {
+    async fn see_line(&self, path: &str, found: Found, quest: Quest<'_>) -> Result<Seen> {
         let names = self.unless_gone(self.client.list_children(path).await)?.unwrap_or_default();
-        if !found.has_value {
-            found.published = self.published_among(path, &names).await?.map(Box::new);
-        }
-        found.contenders = Line::of(&names).names().map(str::to_owned).collect();
+        let published = if found.has_value { None } else { self.published_among(path, &names).await? };
+        let found = found.in_line(published, &names);
         let children = if quest.descend { names } else { Vec::new() };
         Ok(Seen { found: Some(found), children, unread: false })
     }
@@ -316,9 +378,7 @@ impl Session {
             true => self.published_among(path, &children).await?,
             false => self.published_at(path, &node).await?,
         };
-        let contenders = Line::of(&children).names().map(str::to_owned).collect();
-        let (has_value, published) = (node.is_key(), published.map(Box::new));
-        let found = Found { stat, has_value, value: Bytes::new(), published, contenders };
+        let found = Found::new(&stat, node.is_key(), Bytes::new()).in_line(published, &children);
         Ok(Some(Seen { found: Some(found), children, unread: false }))
     }
 
@@ -364,7 +424,7 @@ impl Walk<'_> {
         if seen.unread {
             let visit = Visit::children(visit.key.clone());
             if self.is_wanted(&visit) {
-                self.open.insert(visit);
+                self.open.others.insert(visit);
             }
         }
         let behind = self.quest.after.is_none_or(|after| visit.key > *after);
@@ -375,13 +435,16 @@ impl Walk<'_> {
     }
 
     fn open_children(&mut self, session: &Session, dir: &Dir, names: &[String]) {
-        let keys = names.iter().filter_map(|name| session.paths.child(dir, name));
-        let visits: Vec<_> = keys.map(Visit::node).filter(|visit| self.is_wanted(visit)).collect();
-        match self.open.is_empty() {
-            // Sorted all at once, which is faster.
-            true => self.open = visits.into_iter().collect(),
-            false => self.open.extend(visits),
-        }
+        // The server tells them in no order. Keys that are made in order lie in order too, and that is how they are read.
+        let mut names: Vec<_> = names.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        let mut children = session.paths.children(dir);
+        let keys = names.into_iter().filter_map(|name| children.key(name));
+        let mut visits: Vec<_> = keys.map(Visit::node).filter(|visit| self.is_wanted(visit)).collect();
+        // An escaped name may sort otherwise than its key.
+        visits.sort_unstable();
+        self.found.reserve(visits.len().min(self.quest.enough));
+        self.open.extend(visits);
     }
 
     fn is_wanted(&self, visit: &Visit) -> bool {
@@ -439,6 +502,29 @@ mod tests {
         #[test]
         fn visits_sort_as_they_are_written(a in any_visit(), b in any_visit()) {
             prop_assert_eq!(a.cmp(&b), shown(&a).cmp(&shown(&b)));
+        }
+    }
+
+    proptest! {
+        /// Directories are found on the way, beneath what was visited.
+        #[test]
+        fn the_first_visit_comes_first(
+            listed in prop::collection::btree_set(any_visit(), 0..8),
+            found in prop::collection::btree_map(any_visit(), 0..4_usize, 0..8),
+        ) {
+            // No znode is come upon twice.
+            let found: Vec<_> = found.into_iter().filter(|(visit, _)| !listed.contains(visit)).rev().collect();
+            let (mut open, mut expected) = (Open::default(), listed.clone());
+            open.extend(listed.into_iter().collect());
+            for (visit, count) in found {
+                expected.insert(visit.clone());
+                open.extend(vec![visit]);
+                for _ in 0..count {
+                    prop_assert_eq!(open.first(), expected.first());
+                    prop_assert_eq!(open.pop_first(), expected.pop_first());
+                }
+            }
+            prop_assert!(std::iter::from_fn(|| open.pop_first()).eq(expected));
         }
     }
 
