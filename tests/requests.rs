@@ -108,9 +108,15 @@ async fn consul() {
     assert!(pairs.iter().all(|pair| pair.value == "2"));
     let stale = async |store: &Store, path: String| store.get_with(path, Consistency::Stale).await;
     assert_few(by_all(&store, &proxy, stale).await.0, "stale gets");
+    let erase = async |store: &Store, path: String| {
+        let pair = pairs.iter().find(|pair| *pair.key == path).unwrap();
+        store.atomic_delete(path, pair.version).await
+    };
+    assert_few(by_all(&store, &proxy, erase).await.0, "atomic_deletes");
     let large = "x".repeat(100_000);
     let (requests, _) = by_all(&store, &proxy, async |store, path| store.put(path, large.clone()).await).await;
     assert_eq!(requests, 64, "large values go by themselves");
+    assert_few(by_all(&store, &proxy, async |store, path| store.delete(path).await).await.0, "deletes");
 }
 
 #[tokio::test]

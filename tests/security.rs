@@ -406,8 +406,13 @@ async fn each_swaps_what_it_may(store: &Store) {
         store.atomic_delete(path(number), version).await
     };
     let deleted = join_all((0..64).map(delete)).await;
-    for (number, ((created, swapped), deleted)) in created.iter().zip(&swapped).zip(&deleted).enumerate() {
-        let errors = [created.as_ref().err(), swapped.as_ref().err(), deleted.as_ref().err()];
+    // Some go together with deletions that are refused.
+    join_all((0..64).filter(|number| number % 3 > 0).map(|number| store.put(path(number), "3"))).await;
+    let erased = join_all((0..64).map(|number| store.delete(path(number)))).await;
+    for (number, ((created, swapped), (deleted, erased))) in
+        created.iter().zip(&swapped).zip(deleted.iter().zip(&erased)).enumerate()
+    {
+        let errors = [created.as_ref().err(), swapped.as_ref().err(), deleted.as_ref().err(), erased.as_ref().err()];
         if number % 3 == 0 {
             let denied = |error: &Option<&Error>| matches!(error, Some(Error::PermissionDenied { .. }));
             assert!(errors.iter().all(denied), "{number}: {errors:?}");

@@ -15,6 +15,7 @@ use crate::types::Consistency;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
+use std::iter::repeat_n;
 use std::rc::Rc;
 
 /// How many requests of a kind are on their way at once: the servers sync their log for several writes together, and the
@@ -22,6 +23,8 @@ use std::rc::Rc;
 const LANES: usize = 4;
 /// How many operations the server takes in one transaction.
 const MAX_OPS: usize = 64;
+/// How many values an answer brings along that nobody asked for.
+const MAX_SHOWN: usize = 16;
 
 /// What many callers ask at once, gathered.
 pub(super) struct Together {
@@ -60,11 +63,12 @@ impl Together {
 
     /// Writes by a transaction; none where the agent takes none of this size.
     pub(super) async fn write(&self, write: Write) -> Result<Option<Outcome>> {
-        if write.value.len() > MAX_VALUE {
-            return write_alone(&self.http, write.op()).await;
+        let ops: Vec<_> = write.ops().collect();
+        if write.bytes() > MAX_VALUE {
+            return write_alone(&self.http, &ops).await;
         }
         match self.writes.lane() {
-            Some(_lane) => write_alone(&self.http, write.op()).await,
+            Some(_lane) => write_alone(&self.http, &ops).await,
             None => self.writes.ask(write).await,
         }
     }
@@ -164,26 +168,50 @@ fn parted<A: Gathered>(jobs: Vec<Job<A>>, refusals: &[Refusal]) -> (Vec<Job<A>>,
     (refused, rest)
 }
 
-/// A write of one key, which may depend on its version.
+/// A change of one key, which may depend on how it is.
 pub(super) struct Write {
-    pub(super) path: String,
-    pub(super) value: Bytes,
-    /// As [`Op::Cas`]'s.
-    pub(super) index: Option<u64>,
+    path: String,
+    /// None: the key is deleted.
+    value: Option<Bytes>,
+    /// Of what version the key must be: as [`Op::Cas`]'s for a value, and as [`Op::CheckIndex`]'s for a deletion, which without
+    /// one needs the key to be there.
+    index: Option<u64>,
 }
 
 impl Write {
-    /// Its path, and the bytes of its value.
-    fn weight(&self) -> (&[u8], usize) {
-        (self.path.as_bytes(), self.value.len())
+    pub(super) fn put(path: String, value: &Bytes, index: Option<u64>) -> Self {
+        Write { path, value: Some(value.clone()), index }
     }
 
-    pub(super) fn op(&self) -> Op<'_> {
-        let Write { path, value, index } = self;
-        match *index {
-            None => Op::Set { path, value },
-            Some(index) => Op::Cas { path, value, index },
-        }
+    pub(super) fn delete(path: String, index: Option<u64>) -> Self {
+        Write { path, value: None, index }
+    }
+
+    fn bytes(&self) -> usize {
+        self.value.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// Its path, and the bytes of its value.
+    fn weight(&self) -> (&[u8], usize) {
+        (self.path.as_bytes(), self.bytes())
+    }
+
+    /// One operation of those has an entry in the answer.
+    fn ops(&self) -> impl Iterator<Item = Op<'_>> {
+        let path = &self.path;
+        let (first, second) = match (&self.value, self.index) {
+            (Some(value), None) => (Op::Set { path, value }, None),
+            (Some(value), Some(index)) => (Op::Cas { path, value, index }, None),
+            // A delete alone succeeds also where there is nothing, and so does `delete-cas`.
+            (None, None) => (Op::Get { path }, Some(Op::Delete { path })),
+            (None, Some(index)) => (Op::CheckIndex { path, index }, Some(Op::Delete { path })),
+        };
+        std::iter::once(first).chain(second)
+    }
+
+    /// Whether the answer has the value of the key, which may be a large one.
+    fn is_shown(&self) -> bool {
+        self.value.is_none() && self.index.is_none()
     }
 }
 
@@ -194,7 +222,10 @@ impl Gathered for Write {
     type Server = Rc<Http>;
 
     fn joins(&self, batch: &[Job<Write>]) -> bool {
+        let writes = || batch.iter().map(|job| &job.asked).chain([self]);
         may_join(batch, self.weight(), Write::weight)
+            && writes().flat_map(Write::ops).count() <= MAX_OPS
+            && writes().filter(|write| write.is_shown()).count() <= MAX_SHOWN
     }
 
     fn carry_out(http: &Rc<Http>, batch: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {
@@ -202,11 +233,11 @@ impl Gathered for Write {
     }
 }
 
-/// Writes by a transaction of one operation; none where the agent takes none of this size.
-pub(super) async fn write_alone(http: &Http, op: Op<'_>) -> Result<Option<Outcome>> {
-    match http.txn(&[op], Consistency::Linearizable).await? {
+/// Writes by a transaction for one key; none where the agent takes none of this size.
+pub(super) async fn write_alone(http: &Http, ops: &[Op<'_>]) -> Result<Option<Outcome>> {
+    match http.txn(ops, Consistency::Linearizable).await? {
         Transaction::Applied(body) => {
-            let entry = http.entries(&body, Effect::Write)?.next();
+            let entry = http.entries::<Meta<'_>>(&body, Effect::Write)?.next();
             let placed = entry.map(|entry| Some(Outcome::Written(Placed::from(&entry))));
             placed.ok_or_else(|| http.too_few_results())
         }
@@ -218,11 +249,11 @@ pub(super) async fn write_alone(http: &Http, op: Op<'_>) -> Result<Option<Outcom
 fn write_all(http: Rc<Http>, mut jobs: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {
     async move {
         while !jobs.is_empty() {
-            let ops: Vec<_> = jobs.iter().map(|job| job.asked.op()).collect();
+            let ops: Vec<_> = jobs.iter().flat_map(|job| job.asked.ops()).collect();
             let done = http.txn(&ops, Consistency::Linearizable).await;
             jobs = match done {
                 Ok(Transaction::Applied(body)) => return tell_written(&http, jobs, &body),
-                Ok(Transaction::Refused(refusals)) if names_all(&refusals, jobs.len()) => tell_refused(jobs, refusals),
+                Ok(Transaction::Refused(refusals)) if names_all(&refusals, ops.len()) => tell_refused(jobs, refusals),
                 Ok(Transaction::Refused(_) | Transaction::TooLarge(_)) if jobs.len() > 1 => {
                     return each(http, jobs).await;
                 }
@@ -265,9 +296,11 @@ fn names_all(refusals: &[Refusal], ops: usize) -> bool {
 
 /// Tells those whose operations were refused, and returns the others.
 fn tell_refused(jobs: Vec<Job<Write>>, refusals: Vec<Refusal>) -> Vec<Job<Write>> {
+    let of_job = |(index, job): (usize, &Job<Write>)| repeat_n(index, job.asked.ops().count());
+    let jobs_of_ops: Vec<_> = jobs.iter().enumerate().flat_map(of_job).collect();
     let mut of_each = vec![Vec::new(); jobs.len()];
     for refusal in refusals {
-        if let Some(own) = of_each.get_mut(refusal.op_index) {
+        if let Some(own) = jobs_of_ops.get(refusal.op_index).and_then(|job| of_each.get_mut(*job)) {
             own.push(Refusal { op_index: 0, ..refusal });
         }
     }

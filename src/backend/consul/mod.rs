@@ -303,12 +303,9 @@ impl Backend for Consul {
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
-        let path = self.namespace.path(key);
-        // A delete alone succeeds also where there is nothing.
-        let ops = [Op::Get { path: &path }, Op::Delete { path: &path }];
-        match self.run(&ops, Consistency::Linearizable).await? {
-            Some(_) => Ok(()),
-            None => Err(Error::key_not_found(key)),
+        match self.erase(key, None).await? {
+            true => Ok(()),
+            false => Err(Error::key_not_found(key)),
         }
     }
 
@@ -351,12 +348,9 @@ impl Backend for Consul {
     }
 
     async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
-        let path = self.namespace.path(key);
-        // `delete-cas` succeeds also where there is nothing.
-        let ops = [Op::CheckIndex { path: &path, index: index(version)? }, Op::Delete { path: &path }];
-        match self.run(&ops, Consistency::Linearizable).await? {
-            Some(_) => Ok(()),
-            None => Err(self.mismatch(key).await),
+        match self.erase(key, Some(index(version)?)).await? {
+            true => Ok(()),
+            false => Err(self.mismatch(key).await),
         }
     }
 

@@ -39,7 +39,7 @@ impl Mode<'_> {
 
 /// What became of a write.
 pub(super) enum Outcome {
-    /// The value is there.
+    /// The value is there. A deletion tells what was there.
     Written(Placed),
     /// The condition didn't hold; the server's words, if it has any.
     Refused(Vec<Refusal>),
@@ -80,10 +80,18 @@ impl Consul {
             Mode::Set => None,
             Mode::Cas(index) => Some(index),
             Mode::Lock(session) => {
-                return write_alone(&self.http, Op::Lock { path: &path, value, session }).await;
+                return write_alone(&self.http, &[Op::Lock { path: &path, value, session }]).await;
             }
         };
-        self.together.write(Write { path, value: value.clone(), index }).await
+        self.together.write(Write::put(path, value, index)).await
+    }
+
+    /// Deletes the key, if it is there; if it is of a version, where there is an index. `false`: it wasn't.
+    pub(super) async fn erase(&self, key: &Key, index: Option<u64>) -> Result<bool> {
+        match self.together.write(Write::delete(self.namespace.path(key), index)).await? {
+            Some(outcome) => Ok(matches!(outcome, Outcome::Written(_))),
+            None => Err(Error::backend("Consul takes no transaction of two operations without values")),
+        }
     }
 
     /// Fails where the value is too large for a transaction and the key can't be in a URL: there is no other way.
