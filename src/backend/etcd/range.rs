@@ -60,8 +60,10 @@ async fn entries(
     loop {
         let mut answer = read(session, &range, at, content, pager.page).await?;
         at = at.pinned(session, &answer)?;
-        pager.adapt(&answer);
         let next = answer.kvs().last().filter(|_| answer.more()).map(|last| behind(last.key()));
+        if next.is_some() {
+            pager.adapt(&answer);
+        }
         entries.extend(answer.take_kvs().into_iter().map(|found| found.0));
         match next {
             Some(next) => range.skip_to(next),
@@ -135,8 +137,10 @@ async fn scan<T>(
     while !range.is_empty() {
         let mut answer = read(session, &range, at, content, pager.page).await?;
         at = at.pinned(session, &answer)?;
-        pager.adapt(&answer);
         let next = answer.kvs().last().filter(|_| answer.more()).map(|last| next(last.key(), &prefix, options.depth));
+        if next.is_some() {
+            pager.adapt(&answer);
+        }
         if options.depth == Depth::Recursive {
             entries.reserve(answer.kvs().len());
         }
