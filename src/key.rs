@@ -177,6 +177,12 @@ impl Namespace {
         key_of(self.0.relative(path)?)
     }
 
+    /// Whether there is a [`key`](Self::key) of this path.
+    #[cfg(feature = "consul")]
+    pub(crate) fn has_key(&self, path: &str) -> bool {
+        self.0.relative(path).is_some_and(|inside| is_plain(inside) || key_of(inside).is_some())
+    }
+
     /// As [`key`](Self::key), of a text that the key can share.
     #[cfg(any(feature = "local", feature = "memory"))]
     pub(crate) fn shared_key(&self, path: &Arc<str>) -> Option<Key> {
@@ -452,6 +458,8 @@ mod tests {
             let Ok(dir) = Dir::parse(&space) else { return Ok(()) };
             let namespace = Namespace::new(dir.clone());
             let path = if inside { format!("{dir}/{path}") } else { path };
+            #[cfg(feature = "consul")]
+            prop_assert_eq!(namespace.has_key(&path), namespace.key(&path).is_some());
             if let Some(key) = namespace.key(&path) {
                 prop_assert_eq!(namespace.path(&key), path);
             }

@@ -201,7 +201,7 @@ async fn zookeeper_in_numbers() {
     assert_eq!(cost(&proxy, store.list("all")).await.0, 3, "list: sync and names, then all in one");
     assert_eq!(
         cost(&proxy, store.delete_tree("all")).await.0,
-        6,
+        5,
         "delete_tree: as list, a multi, the directory itself"
     );
     assert!(proxy.counts().frames_of(MULTI_READ) > 0);

@@ -328,7 +328,7 @@ impl Backend for Consul {
             Transaction::TooLarge(said) => return Err(Error::backend(said)),
         };
         let entries = self.http.entries(&body, Effect::Write)?;
-        let deleted = entries.filter(|entry: &Meta<'_>| self.namespace.key(&entry.path).is_some()).count();
+        let deleted = entries.filter(|entry: &Meta<'_>| self.namespace.has_key(&entry.path)).count();
         if deleted == 0 {
             self.require(dir, &ListOptions::default()).await?;
         }

@@ -1,12 +1,13 @@
 //! The calls on a directory: listing, and deleting a tree.
 
 use super::batch::{Batch, is_conflict};
-use super::node::ANY_VERSION;
+use super::node::{ANY_VERSION, Node};
 use super::session::Session;
 use super::walk::{Found, FoundLine, Quest};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
 use crate::types::{Consistency, Depth, KvPair, ListOptions, Page};
+use futures_util::future::OptionFuture;
 use zookeeper_client::{Error as Failure, Stat};
 
 /// How many znodes one multi deletes at most: so many that even the longest paths fit into a packet.
@@ -99,11 +100,21 @@ impl Session {
         if !some && !self.is_listable(dir, &top, true).await? {
             return Err(Error::key_not_found(dir));
         }
-        let count = self.delete_all(&self.doomed(found)).await?;
-        if !dir.is_root() {
-            self.sweep(&top.path).await;
+        self.delete_all(&self.doomed(found), (!dir.is_root()).then_some(&top)).await
+    }
+
+    /// Removes the directory's own znode, if there is nothing in it any more, and those above it that it was the last thing in.
+    async fn remove_dir(&self, dir: &Top) {
+        match Node::by_stat(dir.stat) {
+            Some(Node::Key(_)) => {}
+            Some(Node::Vacant(stat)) if stat.ephemeral_owner == 0 => {
+                let deleted = self.client.delete(&dir.path, Some(stat.version));
+                let swept = self.send_sweep(self.paths.directory_of(&dir.path));
+                // It has done its best where this fails.
+                let _ = tokio::join!(deleted, swept);
+            }
+            _ => self.sweep(&dir.path).await,
         }
-        Ok(count)
     }
 
     /// What is to be deleted, the deepest first: the contenders of a lock with it, whose holders are told that they lost it.
@@ -130,16 +141,15 @@ impl Session {
     }
 
     /// Deletes these in batches, each at the version seen, and returns how many of them were keys. A batch in which something
-    /// has changed since is halved until the changed znodes are alone.
-    async fn delete_all(&self, doomed: &[Doomed]) -> Result<u64> {
+    /// has changed since is halved until the changed znodes are alone. The request that removes the directory they are in goes right
+    /// behind the last batch, and is carried out after it.
+    async fn delete_all(&self, doomed: &[Doomed], dir: Option<&Top>) -> Result<u64> {
         let mut rest: Vec<&[Doomed]> = doomed.chunks(BATCH_SIZE).rev().collect();
         let mut count = 0;
-        while let Some(batch) = rest.pop() {
-            let deleted = match batch {
-                [] => Ok(Some(0)),
-                [one] => self.delete_one(one).await.map(Some),
-                many => self.delete_batch(many).await,
-            };
+        loop {
+            let batch = rest.pop().unwrap_or_default();
+            let removed = dir.filter(|_| rest.is_empty()).map(|dir| self.remove_dir(dir));
+            let (deleted, _) = tokio::join!(biased; self.delete_some(batch), OptionFuture::from(removed));
             match deleted {
                 Ok(Some(keys)) => count += keys,
                 Ok(None) => {
@@ -154,8 +164,18 @@ impl Session {
                 }
                 Err(error) => return Err(error),
             }
+            if rest.is_empty() {
+                return Ok(count);
+            }
         }
-        Ok(count)
+    }
+
+    async fn delete_some(&self, batch: &[Doomed]) -> Result<Option<u64>> {
+        match batch {
+            [] => Ok(Some(0)),
+            [one] => self.delete_one(one).await.map(Some),
+            many => self.delete_batch(many).await,
+        }
     }
 
     /// How many keys a batch deleted; none where it met a conflict and deleted nothing.
