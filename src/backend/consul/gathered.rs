@@ -23,8 +23,6 @@ use std::rc::Rc;
 const LANES: usize = 4;
 /// How many operations the server takes in one transaction.
 const MAX_OPS: usize = 64;
-/// How many values an answer brings along that nobody asked for.
-const MAX_SHOWN: usize = 16;
 
 /// What many callers ask at once, gathered.
 pub(super) struct Together {
@@ -61,15 +59,14 @@ impl Together {
         Ok(found)
     }
 
-    /// Writes by a transaction; none where the agent takes none of this size.
-    pub(super) async fn write(&self, write: Write) -> Result<Option<Outcome>> {
-        let ops: Vec<_> = write.ops().collect();
+    /// Writes by a transaction.
+    pub(super) async fn write(&self, write: Write) -> Result<Written> {
         if write.bytes() > MAX_VALUE {
-            return write_alone(&self.http, &ops).await;
+            return write.alone(&self.http).await;
         }
         match self.writes.lane() {
-            Some(_lane) => write_alone(&self.http, &ops).await,
-            None => self.writes.ask(write).await,
+            Some(_lane) => write.alone(&self.http).await,
+            None => self.writes.ask(Write { most_shown: self.sizes.portion(), ..write }).await,
         }
     }
 }
@@ -176,15 +173,28 @@ pub(super) struct Write {
     /// Of what version the key must be: as [`Op::Cas`]'s for a value, and as [`Op::CheckIndex`]'s for a deletion, which without
     /// one needs the key to be there.
     index: Option<u64>,
+    /// An answer brings the values of keys along that are deleted without a version: with no more than so many of them.
+    most_shown: usize,
 }
+
+/// What came of a [`Write`], if the agent takes a transaction of this size at all.
+pub(super) type Written = std::result::Result<Outcome, TooLarge>;
+
+/// The agent takes no transaction of this size, not even of one write; nothing was applied. The agent's words.
+#[derive(Clone)]
+pub(super) struct TooLarge(pub(super) String);
 
 impl Write {
     pub(super) fn put(path: String, value: &Bytes, index: Option<u64>) -> Self {
-        Write { path, value: Some(value.clone()), index }
+        Write { path, value: Some(value.clone()), index, most_shown: 1 }
     }
 
     pub(super) fn delete(path: String, index: Option<u64>) -> Self {
-        Write { path, value: None, index }
+        Write { path, value: None, index, most_shown: 1 }
+    }
+
+    async fn alone(&self, http: &Http) -> Result<Written> {
+        write_alone(http, &self.ops().collect::<Vec<_>>()).await
     }
 
     fn bytes(&self) -> usize {
@@ -196,7 +206,7 @@ impl Write {
         (self.path.as_bytes(), self.bytes())
     }
 
-    /// One operation of those has an entry in the answer.
+    /// The first of them has an entry in the answer.
     fn ops(&self) -> impl Iterator<Item = Op<'_>> {
         let path = &self.path;
         let (first, second) = match (&self.value, self.index) {
@@ -209,6 +219,10 @@ impl Write {
         std::iter::once(first).chain(second)
     }
 
+    fn op_count(&self) -> usize {
+        if self.value.is_some() { 1 } else { 2 }
+    }
+
     /// Whether the answer has the value of the key, which may be a large one.
     fn is_shown(&self) -> bool {
         self.value.is_none() && self.index.is_none()
@@ -216,16 +230,14 @@ impl Write {
 }
 
 impl Gathered for Write {
-    /// None: the agent takes no transaction of this size, not even of this write alone.
-    type Answer = Result<Option<Outcome>>;
-
+    type Answer = Result<Written>;
     type Server = Rc<Http>;
 
     fn joins(&self, batch: &[Job<Write>]) -> bool {
         let writes = || batch.iter().map(|job| &job.asked).chain([self]);
         may_join(batch, self.weight(), Write::weight)
-            && writes().flat_map(Write::ops).count() <= MAX_OPS
-            && writes().filter(|write| write.is_shown()).count() <= MAX_SHOWN
+            && writes().map(Write::op_count).sum::<usize>() <= MAX_OPS
+            && (!self.is_shown() || writes().filter(|write| write.is_shown()).count() <= self.most_shown)
     }
 
     fn carry_out(http: &Rc<Http>, batch: Vec<Job<Write>>) -> LocalBoxFuture<'static, ()> {
@@ -233,16 +245,16 @@ impl Gathered for Write {
     }
 }
 
-/// Writes by a transaction for one key; none where the agent takes none of this size.
-pub(super) async fn write_alone(http: &Http, ops: &[Op<'_>]) -> Result<Option<Outcome>> {
+/// Writes by a transaction for one key.
+pub(super) async fn write_alone(http: &Http, ops: &[Op<'_>]) -> Result<Written> {
     match http.txn(ops, Consistency::Linearizable).await? {
         Transaction::Applied(body) => {
             let entry = http.entries::<Meta<'_>>(&body, Effect::Write)?.next();
-            let placed = entry.map(|entry| Some(Outcome::Written(Placed::from(&entry))));
+            let placed = entry.map(|entry| Ok(Outcome::Written(Placed::from(&entry))));
             placed.ok_or_else(|| http.too_few_results())
         }
-        Transaction::Refused(errors) => Ok(Some(Outcome::Refused(errors))),
-        Transaction::TooLarge(_) => Ok(None),
+        Transaction::Refused(refusals) => Ok(Ok(Outcome::Refused(refusals))),
+        Transaction::TooLarge(said) => Ok(Err(TooLarge(said))),
     }
 }
 
@@ -257,10 +269,12 @@ fn write_all(http: Rc<Http>, mut jobs: Vec<Job<Write>>) -> LocalBoxFuture<'stati
                 Ok(Transaction::Refused(_) | Transaction::TooLarge(_)) if jobs.len() > 1 => {
                     return each(http, jobs).await;
                 }
-                Ok(Transaction::Refused(refusals)) => return tell_all(jobs, &Ok(refusals)),
-                Ok(Transaction::TooLarge(_)) => return jobs.into_iter().for_each(|job| job.answer(Ok(None))),
+                Ok(Transaction::Refused(refusals)) => {
+                    return tell_all(jobs, || Ok(Ok(Outcome::Refused(refusals.clone()))));
+                }
+                Ok(Transaction::TooLarge(said)) => return tell_all(jobs, || Ok(Err(TooLarge(said.clone())))),
                 Err(error) if jobs.len() > 1 && is_about_one(&error) => return each(http, jobs).await,
-                Err(error) => return tell_all(jobs, &Err(error)),
+                Err(error) => return tell_all(jobs, || Err(error.clone())),
             };
         }
     }
@@ -278,13 +292,13 @@ fn is_about_one(error: &Error) -> bool {
 }
 
 fn tell_written(http: &Http, jobs: Vec<Job<Write>>, body: &Bytes) {
-    let placed = http.entries::<Meta<'_>>(body, Effect::Write).map(|entries| entries.map(|meta| Placed::from(&meta)));
-    let mut placed = match placed {
-        Ok(placed) => placed,
-        Err(error) => return tell_all(jobs, &Err(error)),
+    let mut entries = match http.entries::<Meta<'_>>(body, Effect::Write) {
+        Ok(entries) => entries,
+        Err(error) => return tell_all(jobs, || Err(error.clone())),
     };
     for job in jobs {
-        let written = placed.next().map(|placed| Some(Outcome::Written(placed)));
+        let entry = entries.next().filter(|entry| entry.path == job.asked.path);
+        let written = entry.map(|entry| Ok(Outcome::Written(Placed::from(&entry))));
         job.answer(written.ok_or_else(|| http.too_few_results()));
     }
 }
@@ -296,7 +310,7 @@ fn names_all(refusals: &[Refusal], ops: usize) -> bool {
 
 /// Tells those whose operations were refused, and returns the others.
 fn tell_refused(jobs: Vec<Job<Write>>, refusals: Vec<Refusal>) -> Vec<Job<Write>> {
-    let of_job = |(index, job): (usize, &Job<Write>)| repeat_n(index, job.asked.ops().count());
+    let of_job = |(index, job): (usize, &Job<Write>)| repeat_n(index, job.asked.op_count());
     let jobs_of_ops: Vec<_> = jobs.iter().enumerate().flat_map(of_job).collect();
     let mut of_each = vec![Vec::new(); jobs.len()];
     for refusal in refusals {
@@ -308,15 +322,13 @@ fn tell_refused(jobs: Vec<Job<Write>>, refusals: Vec<Refusal>) -> Vec<Job<Write>
     for (job, own) in jobs.into_iter().zip(of_each) {
         match own.is_empty() {
             true => rest.push(job),
-            false => job.answer(Ok(Some(Outcome::Refused(own)))),
+            false => job.answer(Ok(Ok(Outcome::Refused(own)))),
         }
     }
     rest
 }
 
 /// Tells all of them the same.
-fn tell_all(jobs: Vec<Job<Write>>, refused: &Result<Vec<Refusal>>) {
-    for job in jobs {
-        job.answer(refused.clone().map(|refusals| Some(Outcome::Refused(refusals))));
-    }
+fn tell_all(jobs: Vec<Job<Write>>, answer: impl Fn() -> Result<Written>) {
+    jobs.into_iter().for_each(|job| job.answer(answer()));
 }

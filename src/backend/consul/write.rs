@@ -2,7 +2,7 @@
 
 use super::codec::{self, MAX_TXN_VALUE, Meta, Op, Refusal, encode_path, is_printable, nonce};
 use super::errors::size_limit;
-use super::gathered::{Write, write_alone};
+use super::gathered::{TooLarge, Write, Written, write_alone};
 use super::http::{Effect, Request};
 use super::read::Way;
 use super::session::Meaning;
@@ -69,13 +69,13 @@ impl Consul {
             return self.write_large(key, value, mode).await;
         }
         match self.write_small(self.namespace.path(key), value, mode).await? {
-            Some(outcome) => Ok(outcome),
-            None => self.write_large(key, value, mode).await,
+            Ok(outcome) => Ok(outcome),
+            Err(TooLarge(_)) => self.write_large(key, value, mode).await,
         }
     }
 
-    /// Writes by a transaction; none where the agent takes none of this size.
-    async fn write_small(&self, path: String, value: &Bytes, mode: Mode<'_>) -> Result<Option<Outcome>> {
+    /// Writes by a transaction.
+    async fn write_small(&self, path: String, value: &Bytes, mode: Mode<'_>) -> Result<Written> {
         let index = match mode {
             Mode::Set => None,
             Mode::Cas(index) => Some(index),
@@ -89,8 +89,8 @@ impl Consul {
     /// Deletes the key, if it is there; if it is of a version, where there is an index. `false`: it wasn't.
     pub(super) async fn erase(&self, key: &Key, index: Option<u64>) -> Result<bool> {
         match self.together.write(Write::delete(self.namespace.path(key), index)).await? {
-            Some(outcome) => Ok(matches!(outcome, Outcome::Written(_))),
-            None => Err(Error::backend("Consul takes no transaction of two operations without values")),
+            Ok(outcome) => Ok(matches!(outcome, Outcome::Written(_))),
+            Err(TooLarge(said)) => Err(Error::backend(said)),
         }
     }
 

@@ -88,6 +88,12 @@ pub(super) fn version(stat: &Stat) -> Version {
     Version::with_counter(BackendKind::ZooKeeper, stat.mzxid.cast_unsigned(), stat.czxid.cast_unsigned(), counter)
 }
 
+/// What the server counts the writes of the znode by that has this version.
+pub(super) fn counter(version: &Version) -> i32 {
+    // It was one of these.
+    u32::try_from(version.counter()).map_or(ANY_VERSION, u32::cast_signed)
+}
+
 /// Whether the server may remove the znode by itself: it is ephemeral, or another program's container without children.
 pub(super) fn goes_away(stat: &Stat) -> bool {
     stat.ephemeral_owner != 0 && stat.num_children == 0
@@ -149,6 +155,9 @@ mod tests {
 
     #[test]
     fn versions_carry_the_incarnation() {
+        for number in [0, 7, i32::MAX, i32::MIN] {
+            assert_eq!(counter(&version(&stat(number, 0))), number);
+        }
         let version = version(&stat(-1, 0));
         assert_eq!((version.index(), version.created(), version.counter()), (9, 7, u64::from(u32::MAX)));
         assert!(check_origin(&version).is_ok());

@@ -21,6 +21,19 @@ struct Top {
     names: Vec<String>,
 }
 
+/// A directory in which everything is about to be deleted.
+#[derive(Clone, Copy)]
+struct Emptied<'t> {
+    dir: &'t Top,
+    /// All that was seen in it goes. To try in vain costs the servers as much as a write.
+    surely: bool,
+}
+
+/// Whether it is deleted with its tree. Ephemeral znodes that are no keys belong to another program's living session.
+fn is_ours(found: &Found) -> bool {
+    found.is_key() || !found.is_owned
+}
+
 /// A znode to delete.
 struct Doomed {
     path: String,
@@ -100,30 +113,31 @@ impl Session {
         if !some && !self.is_listable(dir, &top, true).await? {
             return Err(Error::key_not_found(dir));
         }
-        self.delete_all(&self.doomed(found), (!dir.is_root()).then_some(&top)).await
+        let is_child = |key: &Key| dir.relative(key).is_some_and(|name| !name.contains('/'));
+        let leaving = found.iter().filter(|(key, found)| is_ours(found) && is_child(key)).count();
+        let emptied = (!dir.is_root()).then_some(Emptied { dir: &top, surely: leaving == top.names.len() });
+        self.delete_all(&self.doomed(found), emptied).await
     }
 
-    /// Removes the directory's own znode, if there is nothing in it any more, and those above it that it was the last thing in.
-    async fn remove_dir(&self, dir: &Top) {
-        match Node::by_stat(dir.stat) {
-            Some(Node::Key(_)) => {}
-            Some(Node::Vacant(stat)) if stat.ephemeral_owner == 0 => {
-                let deleted = self.client.delete(&dir.path, Some(stat.version));
-                let swept = self.send_sweep(self.paths.directory_of(&dir.path));
-                // It has done its best where this fails.
-                let _ = tokio::join!(deleted, swept);
-            }
-            _ => self.sweep(&dir.path).await,
+    /// Removes the directory's own znode, if it has nothing in it any more, and those above it that it was the last thing in.
+    async fn remove_dir(&self, Emptied { dir, surely }: Emptied<'_>) {
+        let vacant = match Node::by_stat(dir.stat) {
+            Some(Node::Vacant(stat)) if surely && stat.ephemeral_owner == 0 => stat,
+            _ => return self.sweep(&dir.path).await,
+        };
+        let deleted = self.client.delete(&dir.path, Some(vacant.version));
+        let swept = self.send_sweep(self.paths.directory_of(&dir.path));
+        // It was a key meanwhile, and may be none again.
+        if let (Err(Failure::BadVersion), ()) = tokio::join!(deleted, swept) {
+            self.sweep(&dir.path).await;
         }
     }
 
     /// What is to be deleted, the deepest first: the contenders of a lock with it, whose holders are told that they lost it.
-    /// Other ephemeral znodes that are no keys belong to another program's living session.
     fn doomed(&self, found: Vec<(Key, Found)>) -> Vec<Doomed> {
-        let ours = |found: &Found| found.is_key() || !found.is_owned;
         let mut doomed = Vec::with_capacity(found.len());
-        for (key, found) in found.into_iter().rev().filter(|(_, found)| ours(found)) {
-            let path = self.paths.key(&key);
+        for (key, found) in found.into_iter().rev().filter(|(_, found)| is_ours(found)) {
+            let (path, version, is_key) = (self.paths.key(&key), found.counter(), found.has_value);
             let FoundLine { published, contenders } = found.line.map(|line| *line).unwrap_or_default();
             let contenders = contenders.into_iter().map(|name| format!("{path}/{name}"));
             let holder = published.map(|published| published.path);
@@ -134,8 +148,7 @@ impl Session {
                 version: ANY_VERSION,
                 is_key: false,
             }));
-            let is_key = found.has_value;
-            doomed.push(Doomed { path, version: found.counter, is_key, counts: is_key });
+            doomed.push(Doomed { path, version, is_key, counts: is_key });
         }
         doomed
     }
@@ -143,16 +156,17 @@ impl Session {
     /// Deletes these in batches, each at the version seen, and returns how many of them were keys. A batch in which something
     /// has changed since is halved until the changed znodes are alone. The request that removes the directory they are in goes right
     /// behind the last batch, and is carried out after it.
-    async fn delete_all(&self, doomed: &[Doomed], dir: Option<&Top>) -> Result<u64> {
+    async fn delete_all(&self, doomed: &[Doomed], mut emptied: Option<Emptied<'_>>) -> Result<u64> {
         let mut rest: Vec<&[Doomed]> = doomed.chunks(BATCH_SIZE).rev().collect();
         let mut count = 0;
         loop {
             let batch = rest.pop().unwrap_or_default();
-            let removed = dir.filter(|_| rest.is_empty()).map(|dir| self.remove_dir(dir));
+            let removed = emptied.filter(|_| rest.is_empty()).map(|emptied| self.remove_dir(emptied));
             let (deleted, _) = tokio::join!(biased; self.delete_some(batch), OptionFuture::from(removed));
             match deleted {
                 Ok(Some(keys)) => count += keys,
                 Ok(None) => {
+                    emptied = emptied.map(|emptied| Emptied { surely: false, ..emptied });
                     let (first, second) = batch.split_at(batch.len() / 2);
                     rest.extend([second, first]);
                 }

@@ -48,17 +48,15 @@ impl Quest<'_> {
 
 /// A znode found. There may be a great many.
 pub(super) struct Found {
-    /// The key's, where the znode itself is one.
+    /// The znode's, and the key's where the znode itself is one.
     version: Version,
     /// The value, where the quest is after values.
     value: Bytes,
-    /// What the server counts the znode's writes by.
-    pub(super) counter: i32,
     /// Whether the znode itself is a key.
     pub(super) has_value: bool,
     /// The znode is ephemeral, or of another kind that the server removes by itself.
     pub(super) is_owned: bool,
-    /// Those in line, where there are any and the quest is after them.
+    /// Those in line, where there are any and somebody looked.
     pub(super) line: Option<Box<FoundLine>>,
 }
 
@@ -67,23 +65,28 @@ pub(super) struct Found {
 pub(super) struct FoundLine {
     /// What the holder of the lock published, where the znode is vacant.
     pub(super) published: Option<Published>,
-    /// The names of all who contend.
+    /// The names of all who contend, where they were read.
     pub(super) contenders: Vec<String>,
 }
 
 impl Found {
     fn new(stat: &Stat, has_value: bool, value: Bytes) -> Self {
         let is_owned = stat.ephemeral_owner != 0;
-        Found { version: node::version(stat), value, counter: stat.version, has_value, is_owned, line: None }
+        Found { version: node::version(stat), value, has_value, is_owned, line: None }
     }
 
     /// With those in line, by the names of the znode's children.
     fn in_line(mut self, published: Option<Published>, names: &[String]) -> Self {
         let contenders: Vec<_> = Line::of(names).names().map(str::to_owned).collect();
-        if !contenders.is_empty() {
+        if published.is_some() || !contenders.is_empty() {
             self.line = Some(Box::new(FoundLine { published, contenders }));
         }
         self
+    }
+
+    /// What the server counts the znode's writes by.
+    pub(super) fn counter(&self) -> i32 {
+        node::counter(&self.version)
     }
 
     pub(super) fn is_key(&self) -> bool {
