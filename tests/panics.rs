@@ -289,17 +289,25 @@ impl Case {
             let guard = self.store.lock_with(key, options).await;
             let guard = guard.unwrap_or_else(|error| panic!("seed {}: `{key}`: {error}", self.seed));
             assert!(guard.is_held());
-            self.given_back(guard.unlock().await);
+            self.gives_back(guard.remaining(), guard.unlock()).await;
         }
         let options = CampaignOptions { ttl: TTL, timeout: Some(RECOVERY), ..CampaignOptions::default() };
         let leader = self.store.campaign_with(ELECTION, "after the storm", options).await;
         let leader = leader.unwrap_or_else(|error| panic!("seed {}: the election: {error}", self.seed));
-        self.given_back(leader.resign().await);
+        self.gives_back(leader.remaining(), leader.resign()).await;
     }
 
-    /// A disk or server that just now takes its time is no failure: giving back goes on.
-    fn given_back(&self, answer: Result<()>) {
-        assert!(matches!(answer, Ok(()) | Err(Error::Unreachable { .. })), "seed {}: {answer:?}", self.seed);
+    /// A disk or server that just now takes its time is no failure: giving back goes on, or what was held for so long is lost,
+    /// but not before that time is over.
+    async fn gives_back(&self, remaining: Duration, giving: impl Future<Output = Result<()>>) {
+        let begun = Instant::now();
+        let answer = giving.await;
+        let is_fine = match &answer {
+            Ok(()) | Err(Error::Unreachable { .. }) => true,
+            Err(Error::LockLost { .. }) => begun.elapsed() >= remaining,
+            Err(_) => false,
+        };
+        assert!(is_fine, "seed {}: {answer:?} after {:?}, held for {remaining:?}", self.seed, begun.elapsed());
     }
 
     /// All that was asked for in the storm is over. The two watches are those of the follower.
