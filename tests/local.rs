@@ -6,11 +6,13 @@
 mod common;
 
 use common::worker::{Worker, say, told};
+use common::wrapped::{Fault, Plan, Step, Wrapped, silence_planned_panics};
 use futures_util::future::join_all;
-use kvactor::{Error, LockOptions, PutOptions, Store};
+use kvactor::{Config, Error, LockOptions, PutOptions, Store};
 use std::io::Write;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn url(file: &Path) -> String {
@@ -320,5 +322,34 @@ async fn nobody_holds_a_lock_when_its_process_was_killed() {
     assert!(matches!(found, Err(Error::KeyNotFound { .. })), "{found:?}");
     let guard = store.try_lock("lock").await.unwrap();
     assert!(guard.token() > token, "{} after {token}", guard.token());
+    store.close().await.unwrap();
+}
+
+/// Locks are in memory: with the session they go, long before their deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_holds_a_lock_when_the_file_was_opened_again() {
+    silence_planned_panics();
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::from_url(&url(&folder.path().join("store.redb"))).unwrap();
+    let panics = Arc::new(AtomicBool::new(false));
+    let next = panics.clone();
+    let plan = Plan::new(move |step| match step == Step::Put && next.swap(false, Ordering::SeqCst) {
+        true => Fault::PanicBefore,
+        false => Fault::None,
+    });
+    let store = Store::with_backend(Wrapped::of(&config, plan), config.options.clone()).await.unwrap();
+    let ttl = Duration::from_secs(6);
+    let guard = store.lock_with("lock", LockOptions { ttl, ..LockOptions::default() }).await.unwrap();
+    panics.store(true, Ordering::SeqCst);
+    let interrupted = store.put("k", "1").await;
+    assert!(matches!(interrupted, Err(Error::Indeterminate { .. })), "{interrupted:?}");
+    let guarded = guard.put("k", "2").await;
+    assert!(matches!(guarded, Err(Error::LockLost { .. })), "{guarded:?}");
+    assert!(matches!(store.get("k").await, Err(Error::KeyNotFound { .. })));
+    let told = tokio::time::timeout(ttl / 3 + Duration::from_secs(2), guard.lost()).await;
+    assert!(told.is_ok(), "{guard:?} after a renewal was due");
+    assert_eq!(store.status().restarts, 1);
+    let later = store.lock("lock").await.unwrap();
+    assert!(later.token() > guard.token(), "{} after {}", later.token(), guard.token());
     store.close().await.unwrap();
 }
