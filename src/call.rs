@@ -1,10 +1,11 @@
 //! What a message has to know to be carried out: [`Call`], and the [`Rules`] that refuse bad input before any I/O.
 
 use crate::actors::lease::Leases;
+use crate::backend::Target;
 use crate::backend::shortcut::{Begun, Shortcut};
-use crate::backend::{Backend, Target};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key, Namespace};
+use crate::link::Session;
 use crate::lock::LockOptions;
 use crate::types::{Capabilities, Check, Condition, ListOptions, MAX_TXN_OPERATIONS, Operation, PutOptions, Version};
 use bytes::Bytes;
@@ -21,7 +22,7 @@ pub trait Call<R> {
     /// Refuses bad input, before any I/O.
     fn check(&self, rules: &Rules) -> Result<()>;
     /// Carries the call out. May be called again when the one before certainly had no effect.
-    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<R>>;
+    fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<R>>;
     /// Carries a read out on the thread that asks; none where that can't be done.
     fn read(&self, _: &dyn Shortcut) -> Option<Result<R>> {
         None

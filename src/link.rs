@@ -1,6 +1,7 @@
 //! [`Link`]: whether there is a session at the moment, as the supervisor says and everybody else on its thread sees.
 
 use crate::backend::Backend;
+use crate::backend::listings::Listings;
 use crate::error::{Error, Result};
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,9 +10,17 @@ use tokio::time::{Instant, timeout_at};
 
 /// A session that serves calls. Its number tells it from the sessions before and after it.
 #[derive(Clone)]
-pub(crate) struct Session {
+pub struct Session {
     pub(crate) backend: Rc<dyn Backend>,
+    /// The listings that the backend is asked for, often by many at once.
+    pub(crate) listings: Rc<Listings>,
     pub(crate) number: u64,
+}
+
+impl Session {
+    pub(crate) fn new(backend: Rc<dyn Backend>, number: u64) -> Self {
+        Session { listings: Rc::new(Listings::new(backend.clone())), backend, number }
+    }
 }
 
 /// The state of the link.

@@ -20,11 +20,12 @@
 
 use crate::actors::lease::Leases;
 use crate::backend::shortcut::{Begun, Shortcut};
-use crate::backend::{Backend, Holder, locking};
+use crate::backend::{Holder, locking};
 use crate::call::{Call, Rules};
 use crate::election::{CampaignOptions, LeaderEvent, Leadership, LeadershipEvent};
 use crate::error::{Error, Result};
 use crate::key::{Dir, Key};
+use crate::link::Session;
 use crate::lock::{Hold, LockEvent, LockGuard, LockOptions};
 use crate::registration::{Registration, RegistrationEvent};
 use crate::types::{
@@ -86,8 +87,8 @@ impl Call<KvPair> for Get {
     fn check(&self, rules: &Rules) -> Result<()> {
         rules.path(&self.key)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<KvPair>> {
-        backend.get(&self.key, self.consistency)
+    fn run<'a>(&'a self, session: &'a Session, _: &'a Leases) -> LocalBoxFuture<'a, Result<KvPair>> {
+        session.backend.get(&self.key, self.consistency)
     }
     fn read(&self, shortcut: &dyn Shortcut) -> Option<Result<KvPair>> {
         Some(shortcut.get(&self.key))
@@ -121,8 +122,8 @@ impl Call<bool> for Exists {
     fn check(&self, rules: &Rules) -> Result<()> {
         rules.path(&self.key)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<bool>> {
-        backend.exists(&self.key, self.consistency)
+    fn run<'a>(&'a self, session: &'a Session, _: &'a Leases) -> LocalBoxFuture<'a, Result<bool>> {
+        session.backend.exists(&self.key, self.consistency)
     }
     fn read(&self, shortcut: &dyn Shortcut) -> Option<Result<bool>> {
         Some(shortcut.exists(&self.key))
@@ -160,14 +161,14 @@ impl Call<Written> for Put {
         rules.value(&self.key, &self.value)?;
         rules.put_options(&self.options)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<Written>> {
+    fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<Written>> {
         Box::pin(async move {
             let Some(ttl) = self.options.ttl else {
-                let version = backend.put(&self.key, &self.value).await?;
+                let version = session.backend.put(&self.key, &self.value).await?;
                 leases.overwritten(&self.key, &version);
                 return Ok(Written { version, outlives_process_by: None });
             };
-            let (version, lease) = backend.put_leased(&self.key, &self.value, ttl).await?;
+            let (version, lease) = session.backend.put_leased(&self.key, &self.value, ttl).await?;
             let outlives_process_by = Some(lease.outlives_process_by);
             leases.keep(lease, ttl, self.options.keep_alive);
             Ok(Written { version, outlives_process_by })
@@ -203,10 +204,10 @@ impl Call<()> for Delete {
     fn check(&self, rules: &Rules) -> Result<()> {
         rules.path(&self.key)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
+    fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let known = leases.known(&self.key);
-            backend.delete(&self.key).await?;
+            session.backend.delete(&self.key).await?;
             leases.deleted(&self.key, known);
             Ok(())
         })
@@ -232,8 +233,8 @@ impl Call<Page<KvPair>> for List {
     fn check(&self, rules: &Rules) -> Result<()> {
         rules.listing(&self.dir, &self.options)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<Page<KvPair>>> {
-        backend.list(&self.dir, &self.options)
+    fn run<'a>(&'a self, session: &'a Session, _: &'a Leases) -> LocalBoxFuture<'a, Result<Page<KvPair>>> {
+        Box::pin(session.listings.pairs(&self.dir, &self.options))
     }
 }
 
@@ -253,8 +254,8 @@ impl Call<Page<Key>> for ListKeys {
     fn check(&self, rules: &Rules) -> Result<()> {
         rules.listing(&self.dir, &self.options)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<Page<Key>>> {
-        backend.list_keys(&self.dir, &self.options)
+    fn run<'a>(&'a self, session: &'a Session, _: &'a Leases) -> LocalBoxFuture<'a, Result<Page<Key>>> {
+        Box::pin(session.listings.keys(&self.dir, &self.options))
     }
 }
 
@@ -278,10 +279,10 @@ impl Call<u64> for DeleteTree {
         }
         rules.path(&self.dir)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<u64>> {
+    fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<u64>> {
         Box::pin(async move {
             let known = leases.known_beneath(&self.dir);
-            let removed = backend.delete_tree(&self.dir).await?;
+            let removed = session.backend.delete_tree(&self.dir).await?;
             known.into_iter().for_each(|(key, version)| leases.deleted(&key, Some(version)));
             Ok(removed)
         })
@@ -322,9 +323,9 @@ impl Call<KvPair> for AtomicPut {
             Expected::Version(version) => rules.version(version),
         }
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<KvPair>> {
+    fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<KvPair>> {
         Box::pin(async move {
-            let version = backend.atomic_put(&self.key, &self.value, &self.expected).await?;
+            let version = session.backend.atomic_put(&self.key, &self.value, &self.expected).await?;
             leases.overwritten(&self.key, &version);
             Ok(KvPair { key: self.key.clone(), value: self.value.clone(), version })
         })
@@ -362,9 +363,9 @@ impl Call<()> for AtomicDelete {
         rules.path(&self.key)?;
         rules.version(&self.version)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
+    fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            backend.atomic_delete(&self.key, &self.version).await?;
+            session.backend.atomic_delete(&self.key, &self.version).await?;
             leases.deleted(&self.key, Some(self.version));
             Ok(())
         })
@@ -390,8 +391,8 @@ impl Call<TxnOutcome> for Txn {
     fn check(&self, rules: &Rules) -> Result<()> {
         rules.txn(&self.checks, &self.operations)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
-        Box::pin(committed(leases, &self.operations, backend.txn(&self.checks, &self.operations)))
+    fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
+        Box::pin(committed(leases, &self.operations, session.backend.txn(&self.checks, &self.operations)))
     }
 }
 
@@ -428,10 +429,10 @@ impl Call<TxnOutcome> for Guarded {
         self.hold.require()?;
         rules.guarded(&self.checks, &self.operations)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
+    fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
         let guarded = async {
             let Hold { bid, place, .. } = &*self.hold;
-            locking(backend)?.guarded(bid, place, &self.checks, &self.operations).await
+            locking(&*session.backend)?.guarded(bid, place, &self.checks, &self.operations).await
         };
         Box::pin(committed(leases, &self.operations, self.hold.asking(guarded)))
     }
@@ -451,8 +452,9 @@ impl Call<()> for Publish {
         self.hold.require()?;
         rules.value(self.hold.key(), &self.value)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
-        let publish = async { locking(backend)?.publish(&self.hold.bid, &self.hold.place, &self.value).await };
+    fn run<'a>(&'a self, session: &'a Session, _: &'a Leases) -> LocalBoxFuture<'a, Result<()>> {
+        let publish =
+            async { locking(&*session.backend)?.publish(&self.hold.bid, &self.hold.place, &self.value).await };
         Box::pin(self.hold.asking(publish))
     }
 }
@@ -469,8 +471,8 @@ impl Call<Option<Holder>> for HolderOf {
     fn check(&self, rules: &Rules) -> Result<()> {
         rules.path(&self.key)
     }
-    fn run<'a>(&'a self, backend: &'a dyn Backend, _: &'a Leases) -> LocalBoxFuture<'a, Result<Option<Holder>>> {
-        Box::pin(async { locking(backend)?.holder(&self.key).await })
+    fn run<'a>(&'a self, session: &'a Session, _: &'a Leases) -> LocalBoxFuture<'a, Result<Option<Holder>>> {
+        Box::pin(async { locking(&*session.backend)?.holder(&self.key).await })
     }
 }
 

@@ -92,7 +92,7 @@ impl Supervisor {
                 Phase::Over(None) => return None,
                 Phase::Closing(closing) => return closing,
             };
-            let session = Session { backend, number };
+            let session = Session::new(backend, number);
             self.publish_up(&session);
             tell_opened(opened, Ok(()));
             let since = Instant::now();

@@ -159,7 +159,7 @@ pub enum Depth {
 }
 
 /// Options of [`Store::list_with`](crate::Store::list_with) and [`Store::list_keys`](crate::Store::list_keys).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListOptions {
     /// How deep to go.
     pub depth: Depth,

@@ -81,6 +81,18 @@ async fn by_all<T>(
     cost(meter, try_join_all((0..64).map(|number| call(store, format!("all/{number}"))))).await
 }
 
+/// Two of those who ask the same go at once, and all others together behind the first that is back.
+async fn a_listing_of_many_callers_is_made_a_few_times(store: &Store, meter: &impl Meter, requests_each: u64) {
+    let (requests, pages) = by_all(store, meter, async |store, _| store.list("all").await).await;
+    assert!(requests < 10 * requests_each, "{requests} requests for 64 listings at once");
+    let first = &pages[0];
+    assert!(first.len() == 64 && pages.iter().all(|page| page == first));
+    let keys = async |store: &Store, _| store.list_keys("all", ListOptions::default()).await;
+    let (requests, pages) = by_all(store, meter, keys).await;
+    assert!(requests < 10 * requests_each, "{requests} requests for 64 listings of keys at once");
+    assert!(pages.iter().all(|page| page.items.iter().eq(first.iter().map(|pair| &pair.key))));
+}
+
 #[tokio::test]
 async fn consul() {
     let Some(server) = common::consul().await else { return };
@@ -108,6 +120,7 @@ async fn consul() {
     assert!(pairs.iter().all(|pair| pair.value == "2"));
     let stale = async |store: &Store, path: String| store.get_with(path, Consistency::Stale).await;
     assert_few(by_all(&store, &proxy, stale).await.0, "stale gets");
+    a_listing_of_many_callers_is_made_a_few_times(&store, &proxy, 1).await;
     let erase = async |store: &Store, path: String| {
         let pair = pairs.iter().find(|pair| *pair.key == path).unwrap();
         store.atomic_delete(path, pair.version).await
@@ -137,6 +150,7 @@ async fn etcd() {
     let stale = async |store: &Store, path: String| store.get_with(path, Consistency::Stale).await;
     assert_few(by_all(&store, &server, stale).await.0, "stale gets");
     assert_few(by_all(&store, &server, async |store, path| store.exists(path).await).await.0, "looks");
+    a_listing_of_many_callers_is_made_a_few_times(&store, &server, 1).await;
     let versions: Vec<_> = pairs.into_iter().map(|pair| (pair.key.to_string(), pair.version)).collect();
     let swap = async |store: &Store, path: String| {
         let (_, version) = versions.iter().find(|(key, _)| *key == path).unwrap();
@@ -199,6 +213,7 @@ async fn zookeeper_in_numbers() {
     // How many come back at the same time is chance; alone they would be 192.
     assert!(requests < 64, "{requests} requests for atomic_puts at once");
     assert_eq!(cost(&proxy, store.list("all")).await.0, 3, "list: sync and names, then all in one");
+    a_listing_of_many_callers_is_made_a_few_times(&store, &proxy, 3).await;
     assert_eq!(
         cost(&proxy, store.delete_tree("all")).await.0,
         5,

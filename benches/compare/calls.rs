@@ -108,7 +108,9 @@ impl<C: Calls> Caller<C> {
             }
             Call::Delete => client.delete(&keys.pop().ok_or("nothing to delete")?).await,
             Call::Txn10 => client.txn(keys, value).await,
-            Call::List100 | Call::List1000 | Call::List10000 => agree(client.list(target).await?, expected),
+            Call::List100 | Call::List100Apart | Call::List1000 | Call::List10000 => {
+                agree(client.list(target).await?, expected)
+            }
             Call::DeleteTree100 => {
                 let dir = keys.pop().ok_or("nothing to delete")?;
                 agree(client.delete_tree(&dir).await?, expected)
@@ -183,6 +185,7 @@ impl<C: Calls> Crowd<C> {
             Call::Get | Call::StaleGet | Call::Put | Call::AtomicPut => self.put_targets().await,
             Call::Txn10 => self.put_ten_each().await,
             Call::List100 | Call::List1000 | Call::List10000 => self.make_directory().await,
+            Call::List100Apart => self.make_directories().await,
             // These are made before each burst.
             Call::Delete | Call::DeleteTree100 => Ok(()),
         }
@@ -212,6 +215,18 @@ impl<C: Calls> Crowd<C> {
             self.client.fill(&dir, names(keys), self.value()).await?;
         }
         self.callers.iter_mut().for_each(|caller| caller.target.clone_from(&dir));
+        Ok(())
+    }
+
+    /// Each has one of its own, which may be there from another turn.
+    async fn make_directories(&mut self) -> Result<()> {
+        let (keys, value) = (self.load.call.keys(), self.value());
+        for (number, caller) in self.callers.iter_mut().enumerate() {
+            caller.target = format!("apart/{number}");
+            if self.client.list(&caller.target).await? != keys {
+                self.client.fill(&caller.target, names(keys), value.clone()).await?;
+            }
+        }
         Ok(())
     }
 

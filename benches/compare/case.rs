@@ -83,6 +83,8 @@ named! {
         Delete = "delete",
         Txn10 = "txn_10",
         List100 = "list_100",
+        /// Each caller lists a directory of its own.
+        List100Apart = "list_100_apart",
         List1000 = "list_1000",
         List10000 = "list_10000",
         DeleteTree100 = "delete_tree_100",
@@ -93,7 +95,7 @@ impl Call {
     /// How many keys a directory has that is listed or deleted.
     pub(crate) fn keys(self) -> usize {
         match self {
-            Call::List100 | Call::DeleteTree100 => 100,
+            Call::List100 | Call::List100Apart | Call::DeleteTree100 => 100,
             Call::List1000 => 1_000,
             Call::List10000 => 10_000,
             Call::Txn10 => 10,

@@ -95,7 +95,7 @@ pub(crate) fn operation(backend: Backend, call: Call, callers: usize) -> Option<
         Call::List1000 => Some("list_1000"),
         // It has one caller, whatever it is told.
         Call::DeleteTree100 => (callers == 1).then_some("delete_tree_100"),
-        Call::Delete | Call::Txn10 | Call::List10000 => None,
+        Call::Delete | Call::Txn10 | Call::List100Apart | Call::List10000 => None,
     }
 }
 

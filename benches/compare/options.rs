@@ -27,8 +27,8 @@ cargo bench --all-features --bench compare -- [OPTIONS]
   --backend NAME      consul, etcd, zookeeper, local or memory; may be given several times  [all]
   --peer NAME         kvactor (in an actix system), kvactor-tokio, raw or libkv; may be given several times  [all]
   --rounds N          how often each peer has its turn  [3 for calls, linear, fanout and idle; 5]
-  --call NAME         calls: get, stale_get, put, atomic_put, delete, txn_10, list_100, list_1000, list_10000 or
-                      delete_tree_100; may be given several times  [all]
+  --call NAME         calls: get, stale_get, put, atomic_put, delete, txn_10, list_100, list_100_apart, list_1000,
+                      list_10000 or delete_tree_100; may be given several times  [all]
   --callers N         calls: how many there are at once; may be given several times
                       [1, 16, 64 and 256; 1 and 16 for list_1000, 1 for list_10000, up to 64 for delete_tree_100]
   --call-time TIME    calls, linear: how long a turn lasts  [300ms]

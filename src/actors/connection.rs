@@ -471,7 +471,7 @@ fn attempt_pauses() -> Box<Pauses> {
 /// One attempt, which ends with the deadline, with the session, or with a panic of the driver.
 async fn attempt<R: Request>(calls: &Calls, timed: &Timed<R>, session: &Session) -> Result<R::Reply> {
     let begun = Instant::now();
-    let call = AssertUnwindSafe(timed.request.run(&*session.backend, &calls.leases)).catch_unwind();
+    let call = AssertUnwindSafe(timed.request.run(session, &calls.leases)).catch_unwind();
     tokio::select! {
         biased;
         done = call => match done {

@@ -228,7 +228,7 @@ mod tests {
     async fn grants_that_are_over_are_forgotten() {
         let test = async {
             let backend = crate::backend::Connector::connect(&Script::new().connector(1), 0).await.unwrap();
-            let session = Session { backend, number: 1 };
+            let session = Session::new(backend, 1);
             let (sender, view, _reports) = link();
             sender.send_replace(Link::Up(session.clone()));
             let grants = Grants::new(Errands::new(view, Duration::from_secs(1)));

@@ -6,9 +6,11 @@ pub(crate) mod consul;
 pub(crate) mod embedded;
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
-#[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 pub(crate) mod gather;
+pub(crate) mod listings;
 pub(crate) mod lock;
+#[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
+pub(crate) mod portion;
 pub(crate) mod shortcut;
 #[cfg(feature = "zookeeper")]
 pub(crate) mod zookeeper;

@@ -9,7 +9,8 @@
 use super::codec::{Entry, Meta, Op, Refusal};
 use super::http::{Effect, Http, Transaction};
 use super::write::{Outcome, Placed};
-use crate::backend::gather::{Gathered, Gatherer, Job, MAX_VALUE, Sizes, may_join};
+use crate::backend::gather::{Gathered, Gatherer, Job};
+use crate::backend::portion::{MAX_VALUE, Sizes, may_join};
 use crate::error::{Error, Result};
 use crate::types::Consistency;
 use bytes::Bytes;

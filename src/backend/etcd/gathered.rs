@@ -10,7 +10,8 @@
 use super::kv::{Found, Wanted, look, looked};
 use super::session::{Session, reading};
 use super::status::Effect;
-use crate::backend::gather::{Gathered, Gatherer, Job, MAX_VALUE, Sizes, may_join};
+use crate::backend::gather::{Gathered, Gatherer, Job};
+use crate::backend::portion::{MAX_VALUE, Sizes, may_join};
 use crate::error::{Error, Result};
 use crate::types::{Consistency, Version};
 use bytes::Bytes;

@@ -10,7 +10,8 @@
 
 use super::batch::is_conflict;
 use super::node::{self, Node};
-use crate::backend::gather::{Gathered, Gatherer, Job, Lane, MAX_READS, MAX_VALUE, Sizes, may_join};
+use crate::backend::gather::{Gathered, Gatherer, Job, Lane};
+use crate::backend::portion::{MAX_READS, MAX_VALUE, Sizes, may_join};
 use crate::types::Version;
 use bytes::Bytes;
 use futures_util::FutureExt;
