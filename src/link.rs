@@ -2,7 +2,10 @@
 
 use crate::backend::Backend;
 use crate::backend::listings::Listings;
+use crate::backend::transactions::Transactions;
 use crate::error::{Error, Result};
+use crate::key::{Dir, Key};
+use crate::types::{Check, KvPair, ListOptions, Operation, Page, TxnOutcome};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -12,14 +15,47 @@ use tokio::time::{Instant, timeout_at};
 #[derive(Clone)]
 pub struct Session {
     pub(crate) backend: Rc<dyn Backend>,
-    /// The listings that the backend is asked for, often by many at once.
-    pub(crate) listings: Rc<Listings>,
+    /// None where the backend is in this process: no request is saved then.
+    together: Option<Rc<Together>>,
     pub(crate) number: u64,
+}
+
+/// What callers ask a server together.
+struct Together {
+    listings: Listings,
+    transactions: Transactions,
 }
 
 impl Session {
     pub(crate) fn new(backend: Rc<dyn Backend>, number: u64) -> Self {
-        Session { listings: Rc::new(Listings::new(backend.clone())), backend, number }
+        let together =
+            || Together { listings: Listings::new(backend.clone()), transactions: Transactions::new(backend.clone()) };
+        let together = backend.shortcut().is_none().then(|| Rc::new(together()));
+        Session { backend, together, number }
+    }
+
+    /// As [`Backend::list`].
+    pub(crate) async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>> {
+        match &self.together {
+            Some(together) => together.listings.pairs(dir, options).await,
+            None => self.backend.list(dir, options).await,
+        }
+    }
+
+    /// As [`Backend::list_keys`].
+    pub(crate) async fn list_keys(&self, dir: &Dir, options: &ListOptions) -> Result<Page<Key>> {
+        match &self.together {
+            Some(together) => together.listings.keys(dir, options).await,
+            None => self.backend.list_keys(dir, options).await,
+        }
+    }
+
+    /// As [`Backend::txn`].
+    pub(crate) async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome> {
+        match &self.together {
+            Some(together) => together.transactions.run(checks, operations).await,
+            None => self.backend.txn(checks, operations).await,
+        }
     }
 }
 

@@ -234,7 +234,7 @@ impl Call<Page<KvPair>> for List {
         rules.listing(&self.dir, &self.options)
     }
     fn run<'a>(&'a self, session: &'a Session, _: &'a Leases) -> LocalBoxFuture<'a, Result<Page<KvPair>>> {
-        Box::pin(session.listings.pairs(&self.dir, &self.options))
+        Box::pin(session.list(&self.dir, &self.options))
     }
 }
 
@@ -255,7 +255,7 @@ impl Call<Page<Key>> for ListKeys {
         rules.listing(&self.dir, &self.options)
     }
     fn run<'a>(&'a self, session: &'a Session, _: &'a Leases) -> LocalBoxFuture<'a, Result<Page<Key>>> {
-        Box::pin(session.listings.keys(&self.dir, &self.options))
+        Box::pin(session.list_keys(&self.dir, &self.options))
     }
 }
 
@@ -392,7 +392,7 @@ impl Call<TxnOutcome> for Txn {
         rules.txn(&self.checks, &self.operations)
     }
     fn run<'a>(&'a self, session: &'a Session, leases: &'a Leases) -> LocalBoxFuture<'a, Result<TxnOutcome>> {
-        Box::pin(committed(leases, &self.operations, session.backend.txn(&self.checks, &self.operations)))
+        Box::pin(committed(leases, &self.operations, session.txn(&self.checks, &self.operations)))
     }
 }
 

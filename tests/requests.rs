@@ -81,6 +81,17 @@ async fn by_all<T>(
     cost(meter, try_join_all((0..64).map(|number| call(store, format!("all/{number}"))))).await
 }
 
+/// Of transactions of ten puts six fit into one.
+async fn small_transactions_go_together(store: &Store, meter: &impl Meter, requests_each: u64) {
+    let run = async |store: &Store, path: String| {
+        let put = |key: usize| Operation::put(format!("ten/{}-{key}", path.replace('/', "-")), "1");
+        store.txn(Vec::new(), (0..10).map(put).collect::<Result<_, _>>()?).await
+    };
+    let (requests, outcomes) = by_all(store, meter, run).await;
+    assert!(requests < 32 * requests_each, "{requests} requests for 64 transactions at once");
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, TxnOutcome::Committed(results) if results.len() == 10)));
+}
+
 /// Two of those who ask the same go at once, and all others together behind the first that is back.
 async fn a_listing_of_many_callers_is_made_a_few_times(store: &Store, meter: &impl Meter, requests_each: u64) {
     let (requests, pages) = by_all(store, meter, async |store, _| store.list("all").await).await;
@@ -121,6 +132,7 @@ async fn consul() {
     let stale = async |store: &Store, path: String| store.get_with(path, Consistency::Stale).await;
     assert_few(by_all(&store, &proxy, stale).await.0, "stale gets");
     a_listing_of_many_callers_is_made_a_few_times(&store, &proxy, 1).await;
+    small_transactions_go_together(&store, &proxy, 1).await;
     let erase = async |store: &Store, path: String| {
         let pair = pairs.iter().find(|pair| *pair.key == path).unwrap();
         store.atomic_delete(path, pair.version).await
@@ -151,6 +163,7 @@ async fn etcd() {
     assert_few(by_all(&store, &server, stale).await.0, "stale gets");
     assert_few(by_all(&store, &server, async |store, path| store.exists(path).await).await.0, "looks");
     a_listing_of_many_callers_is_made_a_few_times(&store, &server, 1).await;
+    small_transactions_go_together(&store, &server, 1).await;
     let versions: Vec<_> = pairs.into_iter().map(|pair| (pair.key.to_string(), pair.version)).collect();
     let swap = async |store: &Store, path: String| {
         let (_, version) = versions.iter().find(|(key, _)| *key == path).unwrap();
@@ -214,6 +227,7 @@ async fn zookeeper_in_numbers() {
     assert!(requests < 64, "{requests} requests for atomic_puts at once");
     assert_eq!(cost(&proxy, store.list("all")).await.0, 3, "list: sync and names, then all in one");
     a_listing_of_many_callers_is_made_a_few_times(&store, &proxy, 3).await;
+    small_transactions_go_together(&store, &proxy, 4).await;
     assert_eq!(
         cost(&proxy, store.delete_tree("all")).await.0,
         5,

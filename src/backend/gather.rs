@@ -1,9 +1,10 @@
 //! [`Gatherer`]: what many callers ask at the same time goes to the server together.
 //!
 //! A few calls at a time go on their own, at once. Who comes while that many are on their way waits in line; as soon as one of them
-//! is back, all who wait go together in one request. So nobody waits where there is little to do, and the busier a
-//! store is, the less each call costs.
+//! is back, all who wait go together: in one request, or at the same time in as few as they fit into. So nobody waits where there is
+//! little to do, and the busier a store is, the less each call costs.
 
+use crate::error::Error;
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::collections::VecDeque;
@@ -34,6 +35,11 @@ pub(crate) struct Job<A: Gathered> {
     left: oneshot::Receiver<Infallible>,
 }
 
+/// Whether an error may be that of one of several that went together, of which nothing was done.
+pub(crate) fn is_about_one(error: &Error) -> bool {
+    matches!(error, Error::PermissionDenied { .. } | Error::Backend { .. } | Error::Unsupported { .. })
+}
+
 impl<A: Gathered> Job<A> {
     /// Tells the caller, if it is still there.
     pub(crate) fn answer(self, answer: A::Answer) {
@@ -55,14 +61,14 @@ struct State<A: Gathered> {
 /// Gathers what is asked while others are on their way. Dropping it ends what is on its way together: it belongs to a session.
 pub(crate) struct Gatherer<A: Gathered> {
     traffic: Arc<Traffic<A>>,
-    batches: Mutex<JoinSet<()>>,
+    running: Mutex<JoinSet<()>>,
 }
 
 impl<A: Gathered> Gatherer<A> {
     /// At most so many requests are on their way at once.
     pub(crate) fn new(lanes: usize, server: A::Server) -> Self {
         let state = Mutex::new(State { free_lanes: lanes, line: VecDeque::new() });
-        Gatherer { traffic: Arc::new(Traffic { server, state }), batches: Mutex::default() }
+        Gatherer { traffic: Arc::new(Traffic { server, state }), running: Mutex::default() }
     }
 
     /// A lane for the caller alone, which keeps it until its call is over; none while it has to go with [others](Self::ask).
@@ -84,13 +90,13 @@ impl<A: Gathered> Gatherer<A> {
 
     /// Lets those who wait go while there are lanes for them.
     fn dispatch(&self) {
-        while self.traffic.is_awaited() {
-            let Some(lane) = self.traffic.take_lane() else { return };
-            let batch = self.traffic.next_batch();
-            let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
-            while batches.try_join_next().is_some() {}
-            batches.spawn_local(lane.run(batch));
+        if !self.traffic.is_awaited() {
+            return;
         }
+        let Some(lane) = self.traffic.take_lane() else { return };
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        while running.try_join_next().is_some() {}
+        running.spawn_local(lane.run(self.traffic.batches()));
     }
 }
 
@@ -108,6 +114,11 @@ impl<A: Gathered> Traffic<A> {
         let mut state = self.state();
         state.free_lanes = state.free_lanes.checked_sub(1)?;
         Some(Taken(self.clone()))
+    }
+
+    /// All in the line, in as few batches as their order allows.
+    fn batches(&self) -> Vec<Vec<Job<A>>> {
+        std::iter::from_fn(|| Some(self.next_batch()).filter(|batch| !batch.is_empty())).collect()
     }
 
     /// Those at the head of the line who may go together; nobody where nobody waits any more.
@@ -132,11 +143,11 @@ impl<A: Gathered> Traffic<A> {
 struct Taken<A: Gathered>(Arc<Traffic<A>>);
 
 impl<A: Gathered> Taken<A> {
-    /// Carries out batch after batch until nobody waits.
-    async fn run(self, mut batch: Vec<Job<A>>) {
-        while !batch.is_empty() {
-            self.carry_out(batch).await;
-            batch = self.0.next_batch();
+    /// Carries out these, and then those who came meanwhile, until nobody waits.
+    async fn run(self, mut batches: Vec<Vec<Job<A>>>) {
+        while !batches.is_empty() {
+            join_all(batches.into_iter().map(|batch| self.carry_out(batch))).await;
+            batches = self.0.batches();
         }
     }
 
@@ -245,16 +256,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_takes_only_who_may_join_it() {
+    async fn who_may_not_join_goes_at_the_same_time() {
         let (gatherer, server) = scene(1);
         let test = async {
             let lane = gatherer.lane();
             let mut asked = pin!(join_all([5, 7, 6, 8, 1].map(|number| gatherer.ask(Number(number)))));
             assert!((&mut asked).now_or_never().is_none());
             drop(lane);
+            settle().await;
+            assert_eq!(*server.batches.lock().unwrap(), [vec![5, 7], vec![6, 8], vec![1]]);
+            assert!(gatherer.lane().is_none());
             server.answers.add_permits(3);
             assert_eq!(asked.await, [10, 14, 12, 16, 2]);
-            assert_eq!(*server.batches.lock().unwrap(), [vec![5, 7], vec![6, 8], vec![1]]);
+            settle().await;
+            assert!(gatherer.lane().is_some());
         };
         LocalSet::new().run_until(test).await;
     }

@@ -12,6 +12,7 @@ pub(crate) mod lock;
 #[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 pub(crate) mod portion;
 pub(crate) mod shortcut;
+pub(crate) mod transactions;
 #[cfg(feature = "zookeeper")]
 pub(crate) mod zookeeper;
 
@@ -282,7 +283,8 @@ pub trait Backend: 'static {
     async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()>;
 
     /// Applies all operations at one moment if all checks hold. Together they are at most
-    /// [`MAX_TXN_OPERATIONS`](crate::types::MAX_TXN_OPERATIONS), and no key is changed twice.
+    /// [`MAX_TXN_OPERATIONS`](crate::types::MAX_TXN_OPERATIONS), and no key is changed twice. They may be those of several callers,
+    /// which the store puts together where that makes no difference.
     async fn txn(&self, checks: &[Check], operations: &[Operation]) -> Result<TxnOutcome>;
 
     /// Follows what changes at `target`. The stream's drop ends what the server does for it.

@@ -4,7 +4,7 @@ use super::fixture::{Fixture, Outcome};
 use super::support::{Moment, all_keys, assert_error, key, keys_of, put_all, value_of};
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::types::{Check, Condition, Expected, KvPair, Operation, PutOptions, TxnOutcome};
+use crate::types::{Check, Condition, Expected, KvPair, Operation, OperationResult, PutOptions, TxnOutcome};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -195,6 +195,75 @@ pub async fn racing_puts_have_versions_of_their_own(fixture: &Fixture) -> Outcom
     let pair = fixture.store().get("a").await?;
     let (index, value) = versions.pop().unwrap();
     assert_eq!((pair.version.index(), pair.value), (index, value.into()));
+    Ok(())
+}
+
+/// Of many transactions at once each has an outcome of its own, whatever comes of the others. They all check one key, and change some
+/// of their own.
+pub async fn each_of_many_txns_has_its_own_outcome(fixture: &Fixture) -> Outcome {
+    const CALLERS: usize = 100;
+    const KINDS: usize = 5;
+    let store = fixture.store();
+    store.put("epoch", "1").await?;
+    let old = join_all((0..CALLERS).map(|number| store.put(format!("own/{number}"), "old"))).await;
+    let old = old.into_iter().collect::<Result<Vec<_>>>()?;
+    for number in (0..CALLERS).filter(|number| number % KINDS == 1) {
+        store.put(format!("own/{number}"), "newer").await?;
+    }
+    let run = |store: Store, number: usize| {
+        let (own, fresh, old) = (format!("own/{number}"), format!("fresh/{number}"), old[number]);
+        async move {
+            let mut checks = vec![Check::new("epoch", Condition::Exists)?, Check::new(&own, Condition::Version(old))?];
+            let mut operations = vec![Operation::put(&own, "new")?, Operation::put(&fresh, "new")?];
+            match number % KINDS {
+                2 => checks.push(Check::new(&fresh, Condition::Exists)?),
+                3 => operations[0] = Operation::delete(&own)?,
+                4 => operations.clear(),
+                _ => {}
+            }
+            store.txn(checks, operations).await
+        }
+    };
+    let outcomes = Callers::on(fixture).await?.try_run(CALLERS, run).await?;
+    for (number, outcome) in outcomes.into_iter().enumerate() {
+        let (own, fresh) = (store.get(format!("own/{number}")).await, store.get(format!("fresh/{number}")).await);
+        let versions = match outcome {
+            TxnOutcome::CheckFailed { index } => {
+                assert!(matches!((number % KINDS, index), (1, 1) | (2, 2)), "{number}: {index}");
+                assert_ne!(own?.value, "new", "{number}");
+                assert_error!(fresh, Error::KeyNotFound { .. }, "{number}");
+                continue;
+            }
+            TxnOutcome::Committed(results) => results,
+        };
+        match number % KINDS {
+            0 => {
+                let written = [own?, fresh?].map(|pair| OperationResult::Put(pair.version));
+                assert_eq!(versions, written, "{number}");
+            }
+            3 => {
+                assert_error!(own, Error::KeyNotFound { .. }, "{number}");
+                assert_eq!(versions, [OperationResult::Deleted, OperationResult::Put(fresh?.version)], "{number}");
+            }
+            kind => assert!(kind == 4 && versions.is_empty() && own?.value == "old", "{number}"),
+        }
+    }
+    Ok(())
+}
+
+/// Of two transactions of which each needs the other's key to be missing one is applied, however many others there are.
+pub async fn of_two_txns_in_each_others_way_one_wins(fixture: &Fixture) -> Outcome {
+    const CALLERS: usize = 64;
+    let run = |store: Store, number: usize| async move {
+        // Partners on one connection, which are two apart.
+        let partner = number ^ 2;
+        let checks = vec![Check::new(format!("k/{partner}"), Condition::Absent)?];
+        store.txn(checks, vec![Operation::put(format!("k/{number}"), "mine")?]).await
+    };
+    let outcomes = Callers::on(fixture).await?.try_run(CALLERS, run).await?;
+    let won = |number: usize| matches!(outcomes[number], TxnOutcome::Committed(_));
+    assert!((0..CALLERS).all(|number| won(number) != won(number ^ 2)), "{outcomes:?}");
+    assert_eq!(fixture.store().list("k").await?.len(), CALLERS / 2);
     Ok(())
 }
 

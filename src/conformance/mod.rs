@@ -327,6 +327,8 @@ macro_rules! for_each_conformance_case {
                 of_racing_atomic_deletes_one_succeeds
                 of_racing_txns_one_wins
                 racing_txns_keep_the_sum
+                each_of_many_txns_has_its_own_outcome
+                of_two_txns_in_each_others_way_one_wins
                 racing_puts_have_versions_of_their_own
                 each_of_many_calls_has_its_own_outcome
                 racing_puts_into_a_new_directory

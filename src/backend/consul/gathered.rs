@@ -9,9 +9,9 @@
 use super::codec::{Entry, Meta, Op, Refusal};
 use super::http::{Effect, Http, Transaction};
 use super::write::{Outcome, Placed};
-use crate::backend::gather::{Gathered, Gatherer, Job};
+use crate::backend::gather::{Gathered, Gatherer, Job, is_about_one};
 use crate::backend::portion::{MAX_VALUE, Sizes, may_join};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::types::Consistency;
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -285,11 +285,6 @@ fn write_all(http: Rc<Http>, mut jobs: Vec<Job<Write>>) -> LocalBoxFuture<'stati
 /// Each by itself, where nothing was applied and it isn't clear on whose account.
 async fn each(http: Rc<Http>, jobs: Vec<Job<Write>>) {
     join_all(jobs.into_iter().map(|job| write_all(http.clone(), vec![job]))).await;
-}
-
-/// Whether an error may be that of one of several operations, of which nothing was applied.
-fn is_about_one(error: &Error) -> bool {
-    matches!(error, Error::PermissionDenied { .. } | Error::Backend { .. } | Error::Unsupported { .. })
 }
 
 fn tell_written(http: &Http, jobs: Vec<Job<Write>>, body: &Bytes) {

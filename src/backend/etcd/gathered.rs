@@ -10,7 +10,7 @@
 use super::kv::{Found, Wanted, look, looked};
 use super::session::{Session, reading};
 use super::status::Effect;
-use crate::backend::gather::{Gathered, Gatherer, Job};
+use crate::backend::gather::{Gathered, Gatherer, Job, is_about_one};
 use crate::backend::portion::{MAX_VALUE, Sizes, may_join};
 use crate::error::{Error, Result};
 use crate::types::{Consistency, Version};
@@ -77,11 +77,6 @@ impl Together {
             None => self.writes.ask(write).await,
         }
     }
-}
-
-/// Whether an error may be that of one of several calls, of which nothing was done.
-fn is_about_one(error: &Error) -> bool {
-    matches!(error, Error::PermissionDenied { .. } | Error::Backend { .. })
 }
 
 /// A path to read, with no more than so many others.
