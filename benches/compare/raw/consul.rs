@@ -5,6 +5,7 @@
 //! A lock is a key that a session holds: made by a transaction and deleted by another. Who waits asks until it is gone, and
 //! tries again.
 
+use super::NAMESPACE;
 use crate::calls::{Calls, Freshness};
 use crate::client::{self, HOLDER, Result};
 use awc::Client;
@@ -81,7 +82,7 @@ impl Agent {
     }
 
     fn url(&self, key: &str) -> String {
-        format!("{}/kv/raw/{key}", self.apis[0])
+        format!("{}/kv/{NAMESPACE}/{key}", self.apis[0])
     }
 
     /// Waits until a key isn't there.
@@ -124,7 +125,7 @@ impl client::Client for Agent {
     }
 
     async fn lock(&mut self, key: &str) -> Result<String> {
-        let path = format!("raw/{key}");
+        let path = format!("{NAMESPACE}/{key}");
         let value = STANDARD.encode(HOLDER);
         let operations = [
             json!({"Verb": "check-not-exists", "Key": path}),
@@ -248,17 +249,17 @@ impl Calls for Agent {
     }
 
     async fn put(&self, key: &str, value: Bytes) -> Result<u64> {
-        self.write(Op::set(&format!("raw/{key}"), &STANDARD.encode(value))).await
+        self.write(Op::set(&format!("{NAMESPACE}/{key}"), &STANDARD.encode(value))).await
     }
 
     async fn atomic_put(&self, key: &str, value: Bytes, expected: &u64) -> Result<u64> {
-        let (path, value) = (format!("raw/{key}"), STANDARD.encode(value));
+        let (path, value) = (format!("{NAMESPACE}/{key}"), STANDARD.encode(value));
         let set = Op::set(&path, &value).fields;
         self.write(Op { fields: Fields { verb: "cas", index: Some(*expected), ..set } }).await
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        let path = format!("raw/{key}");
+        let path = format!("{NAMESPACE}/{key}");
         self.apply(&[Op::new("get", &path), Op::new("delete", &path)]).await.map(drop)
     }
 
@@ -274,14 +275,14 @@ impl Calls for Agent {
     }
 
     async fn delete_tree(&self, dir: &str) -> Result<usize> {
-        let prefix = format!("raw/{dir}/");
+        let prefix = format!("{NAMESPACE}/{dir}/");
         let answer = self.apply(&[Op::new("get-tree", &prefix), Op::new("delete-tree", &prefix)]).await?;
         let results: Results<'_> = serde_json::from_slice(&answer)?;
         Ok(results.results.map_or(0, |results| results.len()))
     }
 
     async fn txn(&self, keys: &[String], value: Bytes) -> Result<()> {
-        let paths: Vec<_> = keys.iter().map(|key| format!("raw/{key}")).collect();
+        let paths: Vec<_> = keys.iter().map(|key| format!("{NAMESPACE}/{key}")).collect();
         let value = STANDARD.encode(value);
         let operations: Vec<_> = paths.iter().map(|path| Op::set(path, &value)).collect();
         let answer = self.apply(&operations).await?;

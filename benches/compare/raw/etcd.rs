@@ -1,6 +1,7 @@
 //! etcd-client: Put, and a Watch stream. A lock is what etcd's own Go package makes of it, in fewer requests: a transaction puts
 //! the contender and tells who came before it; another takes it away. Who waits watches the one ahead, and then looks again.
 
+use super::NAMESPACE;
 use crate::calls::{Calls, Freshness};
 use crate::client::{self, HOLDER, Result};
 use bytes::Bytes;
@@ -216,5 +217,5 @@ impl client::Watch for WatchStream {
 }
 
 fn path(key: &str) -> String {
-    format!("raw/{key}")
+    format!("{NAMESPACE}/{key}")
 }

@@ -8,6 +8,7 @@
 //! A lock is ZooKeeper's own recipe: an ephemeral sequential znode and, in the same round trip, a look at the line; a delete.
 //! Who waits watches the one ahead, and then looks again.
 
+use super::NAMESPACE;
 use crate::calls::{Calls, Freshness};
 use crate::client::{self, HOLDER, Result};
 use bytes::Bytes;
@@ -277,7 +278,7 @@ async fn contend(client: &Client, line: &str) -> Result<(String, Vec<String>), E
 }
 
 fn path(key: &str) -> String {
-    format!("/raw-{key}")
+    format!("/{NAMESPACE}-{key}")
 }
 
 fn open_to_all() -> zookeeper_client::CreateOptions<'static> {

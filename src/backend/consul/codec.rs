@@ -57,9 +57,12 @@ pub(super) fn is_printable(path: &str) -> bool {
 /// It makes every write a change: Consul leaves a key as it is, version included, when it is written with what it holds
 /// already, and two writers of the same bytes could then both win with `atomic_put`. It is also how a write whose
 /// answer doesn't carry the version is found again.
+///
+/// It has 53 bits: readers of JSON that take numbers for floating point ones see it as it is, it is none of the flags by which locks
+/// are known, and listings have fewer digits.
 pub(super) fn nonce() -> u64 {
     // Each `RandomState` has keys of its own, seeded by the system: the cheapest randomness in `std`.
-    RandomState::new().build_hasher().finish()
+    RandomState::new().build_hasher().finish() >> 11
 }
 
 /// The flags by which Consul's own clients know a lock, and whoever makes one that they are to respect.
@@ -404,6 +407,9 @@ mod tests {
     fn no_two_writes_are_alike() {
         let nonces: std::collections::HashSet<_> = (0..1000).map(|_| nonce()).collect();
         assert_eq!(nonces.len(), 1000);
+        let all = nonces.iter().fold(0, |all, nonce| all | nonce);
+        assert_eq!(all, (1 << 53) - 1, "all bits are used, and no more");
+        assert!(LOCK_FLAGS.min(SEMAPHORE_FLAGS) > all, "no write looks like a lock");
     }
 
     #[test]
