@@ -81,14 +81,15 @@ async fn by_all<T>(
     cost(meter, try_join_all((0..64).map(|number| call(store, format!("all/{number}"))))).await
 }
 
-/// Of transactions of ten puts six fit into one.
+/// Of transactions of ten puts six fit into one: ideally four go at once, and then ten.
 async fn small_transactions_go_together(store: &Store, meter: &impl Meter, requests_each: u64) {
     let run = async |store: &Store, path: String| {
         let put = |key: usize| Operation::put(format!("ten/{}-{key}", path.replace('/', "-")), "1");
         store.txn(Vec::new(), (0..10).map(put).collect::<Result<_, _>>()?).await
     };
+    store.put("ten/first", "1").await.unwrap();
     let (requests, outcomes) = by_all(store, meter, run).await;
-    assert!(requests < 32 * requests_each, "{requests} requests for 64 transactions at once");
+    assert!(requests <= 20 * requests_each, "{requests} requests for 64 transactions at once");
     assert!(outcomes.iter().all(|outcome| matches!(outcome, TxnOutcome::Committed(results) if results.len() == 10)));
 }
 

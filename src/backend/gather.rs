@@ -1,12 +1,13 @@
 //! [`Gatherer`]: what many callers ask at the same time goes to the server together.
 //!
 //! A few calls at a time go on their own, at once. Who comes while that many are on their way waits in line; as soon as one of them
-//! is back, all who wait go together: in one request, or at the same time in as few as they fit into. So nobody waits where there is
+//! is back, all who wait go together: in one request, or in several at the same time where they don't fit into one. So nobody waits where there is
 //! little to do, and the busier a store is, the less each call costs.
 
 use crate::error::Error;
-use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, resume_unwind};
@@ -41,6 +42,11 @@ pub(crate) fn is_about_one(error: &Error) -> bool {
 }
 
 impl<A: Gathered> Job<A> {
+    /// Whether the caller is still there.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.reply.is_closed()
+    }
+
     /// Tells the caller, if it is still there.
     pub(crate) fn answer(self, answer: A::Answer) {
         let _ = self.reply.send(answer);
@@ -65,7 +71,7 @@ pub(crate) struct Gatherer<A: Gathered> {
 }
 
 impl<A: Gathered> Gatherer<A> {
-    /// At most so many requests are on their way at once.
+    /// So many callers' requests may be on their way before others wait for them.
     pub(crate) fn new(lanes: usize, server: A::Server) -> Self {
         let state = Mutex::new(State { free_lanes: lanes, line: VecDeque::new() });
         Gatherer { traffic: Arc::new(Traffic { server, state }), running: Mutex::default() }
@@ -96,7 +102,7 @@ impl<A: Gathered> Gatherer<A> {
         let Some(lane) = self.traffic.take_lane() else { return };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         while running.try_join_next().is_some() {}
-        running.spawn_local(lane.run(self.traffic.batches()));
+        running.spawn_local(lane.run());
     }
 }
 
@@ -116,17 +122,12 @@ impl<A: Gathered> Traffic<A> {
         Some(Taken(self.clone()))
     }
 
-    /// All in the line, in as few batches as their order allows.
-    fn batches(&self) -> Vec<Vec<Job<A>>> {
-        std::iter::from_fn(|| Some(self.next_batch()).filter(|batch| !batch.is_empty())).collect()
-    }
-
     /// Those at the head of the line who may go together; nobody where nobody waits any more.
     fn next_batch(&self) -> Vec<Job<A>> {
         let line = &mut self.state().line;
         let mut batch = Vec::with_capacity(line.len());
         while let Some(job) = line.pop_front() {
-            if job.reply.is_closed() {
+            if !job.is_awaited() {
                 continue;
             }
             if !batch.is_empty() && !job.asked.joins(&batch) {
@@ -139,15 +140,27 @@ impl<A: Gathered> Traffic<A> {
     }
 }
 
+/// How many batches of those who can't go in one are on their way on a lane.
+const MAX_BATCHES: usize = 16;
+
 /// A lane that is taken until this is dropped.
 struct Taken<A: Gathered>(Arc<Traffic<A>>);
 
 impl<A: Gathered> Taken<A> {
-    /// Carries out these, and then those who came meanwhile, until nobody waits.
-    async fn run(self, mut batches: Vec<Vec<Job<A>>>) {
-        while !batches.is_empty() {
-            join_all(batches.into_iter().map(|batch| self.carry_out(batch))).await;
-            batches = self.0.batches();
+    /// Carries out all who wait, and who comes meanwhile, until nobody is left.
+    async fn run(self) {
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < MAX_BATCHES {
+                let batch = self.0.next_batch();
+                if batch.is_empty() {
+                    break;
+                }
+                running.push(self.carry_out(batch));
+            }
+            if running.next().await.is_none() {
+                return;
+            }
         }
     }
 

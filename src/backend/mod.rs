@@ -235,6 +235,8 @@ pub trait Connector: Send + Sync + 'static {
 /// The same rules hold for every call:
 /// - a call that certainly did not reach the server fails with [`Error::Unreachable`], a read whose answer was lost too;
 /// - a write that may have been applied and whose answer was lost fails with [`Error::Indeterminate`];
+/// - a write that fails otherwise certainly had no effect: the store may make it again, as it does where it made several callers'
+///   transactions as one;
 /// - a driver never repeats a write by itself, unless it knows that the one before had no effect.
 ///
 /// The store repeats [`Error::Unreachable`] calls until their deadline, and [`recover`](Backend::recover)s the link first.
@@ -265,7 +267,7 @@ pub trait Backend: 'static {
 
     /// The keys strictly beneath `dir` with their values, sorted by the bytes of the keys. Fails with
     /// [`Error::KeyNotFound`] where nothing is beneath `dir`, no key has its name, it isn't the root, and the listing isn't
-    /// a continuation.
+    /// a continuation. One call may be for several callers of the store.
     async fn list(&self, dir: &Dir, options: &ListOptions) -> Result<Page<KvPair>>;
 
     /// As [`list`](Backend::list), without the values.

@@ -4,7 +4,7 @@
 //! whatever order. Where a check fails nothing was done: its caller is told, and each of the others goes by itself.
 
 use super::Backend;
-use super::gather::{Gathered, Gatherer, Job, is_about_one};
+use super::gather::{Gathered, Gatherer, Job};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::types::{Check, MAX_TXN_OPERATIONS, Operation, OperationResult, TxnOutcome};
@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::rc::Rc;
 
-/// How many requests are on their way at once.
+/// How many go by themselves before others wait for them.
 const LANES: usize = 4;
 /// The most checks and operations that a transaction has that goes together with others: with more there would be few of them.
 const MAX_SIZE: usize = MAX_TXN_OPERATIONS / 4;
@@ -55,8 +55,9 @@ struct Transaction {
 }
 
 impl Transaction {
+    /// One of nothing counts too.
     fn size(&self) -> usize {
-        self.checks.len() + self.operations.len()
+        (self.checks.len() + self.operations.len()).max(1)
     }
 
     fn checks(&self, key: &Key) -> bool {
@@ -97,16 +98,40 @@ impl Gathered for Transaction {
             match backend.txn(&checks, &operations).await {
                 Ok(TxnOutcome::Committed(results)) => tell_committed(batch, results.into_iter()),
                 Ok(TxnOutcome::CheckFailed { index }) => each(&*backend, tell_failed(batch, index)).await,
-                Err(error) if is_about_one(&error) => each(&*backend, batch).await,
-                Err(error) => batch.into_iter().for_each(|job| job.answer(Err(error.clone()))),
+                Err(error) if is_everybodys(&error) => tell_error(batch, &error),
+                Err(_) => each(&*backend, batch).await,
             }
         }
         .boxed_local()
     }
 }
 
+/// Whether all who go together have this error. Any other may be on account of one of them; nothing was done then.
+fn is_everybodys(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Unreachable { .. }
+            | Error::Indeterminate { .. }
+            | Error::Unauthenticated { .. }
+            | Error::Closed
+            | Error::Timeout { .. }
+    )
+}
+
+/// Who changes nothing can ask again whatever became of the others.
+fn tell_error(batch: Vec<Job<Transaction>>, error: &Error) {
+    for job in batch {
+        let is_read = job.asked.operations.is_empty();
+        job.answer(Err(match error.clone() {
+            Error::Indeterminate { reason, source } if is_read => Error::Unreachable { reason, source },
+            error => error,
+        }));
+    }
+}
+
+/// Each by itself; nothing was done so far, and nothing is for those who are gone.
 async fn each(backend: &dyn Backend, batch: Vec<Job<Transaction>>) {
-    join_all(batch.into_iter().map(async |job| {
+    join_all(batch.into_iter().filter(Job::is_awaited).map(async |job| {
         let done = backend.txn(&job.asked.checks, &job.asked.operations).await;
         job.answer(done);
     }))
@@ -284,20 +309,54 @@ mod tests {
     async fn an_error_of_one_is_not_the_others_and_an_error_of_the_server_is() {
         let test = async {
             let scene = Scene::open().await;
-            scene.script.calls([Fault::Fail(Error::backend("one of you must not")), Fault::None]);
-            let asked = [txn([], &["a"]), txn([], &["b"])];
+            scene.script.calls([Fault::Fail(Error::backend("one of you must not"))]);
+            let asked = [txn([], &["a"]), txn([], &["b"]), txn([absent("c")], &[])];
             let (outcomes, requests) = scene.outcomes(&asked).await;
-            assert_eq!((committed(&outcomes[0]), committed(&outcomes[1]), requests), (1, 1, 3));
-            for fault in [Fault::Fail(unreachable()), Fault::LoseAnswer] {
-                let scene = Scene::open().await;
-                scene.script.calls([fault]);
-                let (outcomes, requests) = scene.outcomes(&asked).await;
-                assert_eq!(requests, 1);
-                let told = |outcome: &Result<TxnOutcome>| {
-                    matches!(outcome, Err(Error::Unreachable { .. } | Error::Indeterminate { .. }))
-                };
-                assert!(outcomes.iter().all(told), "{outcomes:?}");
+            assert_eq!((outcomes.iter().map(committed).collect::<Vec<_>>(), requests), (vec![1, 1, 0], 4));
+            let scene = Scene::open().await;
+            scene.script.calls([Fault::Fail(unreachable())]);
+            let (outcomes, requests) = scene.outcomes(&asked).await;
+            assert!(requests == 1 && outcomes.iter().all(is_unreachable), "{outcomes:?}");
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    fn is_unreachable(outcome: &Result<TxnOutcome>) -> bool {
+        matches!(outcome, Err(Error::Unreachable { .. }))
+    }
+
+    /// Nobody knows what became of the changes. Who made none may ask again.
+    #[tokio::test]
+    async fn a_lost_answer_leaves_open_what_was_changed_alone() {
+        let test = async {
+            let scene = Scene::open().await;
+            scene.script.calls([Fault::LoseAnswer]);
+            let (outcomes, requests) = scene.outcomes(&[txn([], &["a"]), txn([absent("c")], &[])]).await;
+            assert!(matches!(outcomes[0], Err(Error::Indeterminate { .. })) && requests == 1, "{outcomes:?}");
+            assert!(is_unreachable(&outcomes[1]), "{outcomes:?}");
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test]
+    async fn who_has_left_makes_no_second_attempt() {
+        let test = async {
+            let scene = Scene::open().await;
+            scene.script.calls([Fault::Wait]);
+            let (leaves, stays) = (txn([], &["a"]), txn([exists("b")], &["b"]));
+            let mut stays = pin!(scene.transactions.run(&stays.checks, &stays.operations));
+            {
+                let mut leaves = pin!(scene.transactions.run(&leaves.checks, &leaves.operations));
+                assert!((&mut leaves).now_or_never().is_none() && (&mut stays).now_or_never().is_none());
+                scene.script.gate.add_permits(LANES);
+                while scene.script.called() == LANES {
+                    tokio::task::yield_now().await;
+                }
             }
+            scene.script.gate.add_permits(1);
+            assert_eq!(stays.await.unwrap(), TxnOutcome::CheckFailed { index: 0 });
+            let a = scene.transactions.run(&[absent("a")], &[]).await;
+            assert_eq!((committed(&a), scene.script.called()), (0, LANES + 2));
         };
         LocalSet::new().run_until(test).await;
     }

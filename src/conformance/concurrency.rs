@@ -199,55 +199,88 @@ pub async fn racing_puts_have_versions_of_their_own(fixture: &Fixture) -> Outcom
 }
 
 /// Of many transactions at once each has an outcome of its own, whatever comes of the others. They all check one key, and change some
-/// of their own.
+/// of their own. At first all are applied, and then not all.
 pub async fn each_of_many_txns_has_its_own_outcome(fixture: &Fixture) -> Outcome {
     const CALLERS: usize = 100;
-    const KINDS: usize = 5;
-    let store = fixture.store();
+    let (store, callers) = (fixture.store(), Callers::on(fixture).await?);
     store.put("epoch", "1").await?;
-    let old = join_all((0..CALLERS).map(|number| store.put(format!("own/{number}"), "old"))).await;
-    let old = old.into_iter().collect::<Result<Vec<_>>>()?;
-    for number in (0..CALLERS).filter(|number| number % KINDS == 1) {
-        store.put(format!("own/{number}"), "newer").await?;
-    }
-    let run = |store: Store, number: usize| {
-        let (own, fresh, old) = (format!("own/{number}"), format!("fresh/{number}"), old[number]);
-        async move {
-            let mut checks = vec![Check::new("epoch", Condition::Exists)?, Check::new(&own, Condition::Version(old))?];
-            let mut operations = vec![Operation::put(&own, "new")?, Operation::put(&fresh, "new")?];
-            match number % KINDS {
-                2 => checks.push(Check::new(&fresh, Condition::Exists)?),
-                3 => operations[0] = Operation::delete(&own)?,
-                4 => operations.clear(),
-                _ => {}
-            }
-            store.txn(checks, operations).await
+    for (round, kinds) in [&[0, 3, 4][..], &[0, 1, 2, 3, 4][..]].into_iter().enumerate() {
+        let kind = |number: usize| kinds[number % kinds.len()];
+        let paths = |number: usize| (format!("own/{round}-{number}"), format!("fresh/{round}-{number}"));
+        let old = join_all((0..CALLERS).map(|number| store.put(paths(number).0, "old"))).await;
+        let old = old.into_iter().collect::<Result<Vec<_>>>()?;
+        for number in (0..CALLERS).filter(|number| kind(*number) == 1) {
+            store.put(paths(number).0, "newer").await?;
         }
-    };
-    let outcomes = Callers::on(fixture).await?.try_run(CALLERS, run).await?;
-    for (number, outcome) in outcomes.into_iter().enumerate() {
-        let (own, fresh) = (store.get(format!("own/{number}")).await, store.get(format!("fresh/{number}")).await);
-        let versions = match outcome {
-            TxnOutcome::CheckFailed { index } => {
-                assert!(matches!((number % KINDS, index), (1, 1) | (2, 2)), "{number}: {index}");
-                assert_ne!(own?.value, "new", "{number}");
-                assert_error!(fresh, Error::KeyNotFound { .. }, "{number}");
-                continue;
+        let run = |store: Store, number: usize| {
+            let (kind, (own, fresh), old) = (kind(number), paths(number), old[number]);
+            async move {
+                let mut checks =
+                    vec![Check::new("epoch", Condition::Exists)?, Check::new(&own, Condition::Version(old))?];
+                let mut operations = vec![Operation::put(&own, "new")?, Operation::put(&fresh, "new")?];
+                match kind {
+                    2 => checks.push(Check::new(&fresh, Condition::Exists)?),
+                    3 => operations[0] = Operation::delete(&own)?,
+                    4 => operations.clear(),
+                    _ => {}
+                }
+                store.txn(checks, operations).await
             }
-            TxnOutcome::Committed(results) => results,
         };
-        match number % KINDS {
-            0 => {
-                let written = [own?, fresh?].map(|pair| OperationResult::Put(pair.version));
-                assert_eq!(versions, written, "{number}");
+        for (number, outcome) in callers.try_run(CALLERS, run).await?.into_iter().enumerate() {
+            let (own, fresh) = paths(number);
+            let (own, fresh) = (store.get(own).await, store.get(fresh).await);
+            let results = match outcome {
+                TxnOutcome::CheckFailed { index } => {
+                    assert!(matches!((kind(number), index), (1, 1) | (2, 2)), "{number}: {index}");
+                    assert_ne!(own?.value, "new", "{number}");
+                    assert_error!(fresh, Error::KeyNotFound { .. }, "{number}");
+                    continue;
+                }
+                TxnOutcome::Committed(results) => results,
+            };
+            match kind(number) {
+                0 => {
+                    let written = [own?, fresh?].map(|pair| OperationResult::Put(pair.version));
+                    assert_eq!(results, written, "{number}");
+                }
+                3 => {
+                    assert_error!(own, Error::KeyNotFound { .. }, "{number}");
+                    assert_eq!(results, [OperationResult::Deleted, OperationResult::Put(fresh?.version)], "{number}");
+                }
+                kind => assert!(kind == 4 && results.is_empty() && own?.value == "old", "{number}"),
             }
-            3 => {
-                assert_error!(own, Error::KeyNotFound { .. }, "{number}");
-                assert_eq!(versions, [OperationResult::Deleted, OperationResult::Put(fresh?.version)], "{number}");
-            }
-            kind => assert!(kind == 4 && versions.is_empty() && own?.value == "old", "{number}"),
         }
     }
+    Ok(())
+}
+
+/// Transactions of many callers may change keys above and beneath each other's, and keys with a TTL.
+pub async fn txns_above_and_beneath_each_other(fixture: &Fixture) -> Outcome {
+    const CALLERS: usize = 60;
+    let (store, callers) = (fixture.store(), Callers::on(fixture).await?);
+    for number in (0..CALLERS).step_by(4) {
+        store.put(format!("k/{number}"), "old").await?;
+        store.put_with(format!("k/{}", number + 1), "short", PutOptions::ttl(TTL)).await?;
+    }
+    let run = |store: Store, number: usize| async move {
+        let above = |number: usize| format!("k/{number}");
+        let operation = match number % 4 {
+            0 => Operation::delete(above(number))?,
+            1 => Operation::put(above(number), "long")?,
+            // Of the deleted key's caller, who is on the same connection.
+            2 => Operation::put(format!("{}/beneath", above(number - 2)), "new")?,
+            _ => Operation::delete(format!("{}/nothing", above(number - 3)))?,
+        };
+        store.txn(Vec::new(), vec![operation]).await
+    };
+    let outcomes = callers.try_run(CALLERS, run).await?;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, TxnOutcome::Committed(_))), "{outcomes:?}");
+    let left = |number: usize| [format!("k/{number}/beneath"), format!("k/{}", number + 1)];
+    let expected: BTreeSet<_> = (0..CALLERS).step_by(4).flat_map(left).collect();
+    let listed = store.list("k").await?;
+    assert_eq!(keys_of(&listed).into_iter().collect::<BTreeSet<_>>(), expected.iter().map(String::as_str).collect());
+    assert!(listed.iter().all(|pair| pair.value != "short" && pair.value != "old"));
     Ok(())
 }
 

@@ -328,6 +328,7 @@ macro_rules! for_each_conformance_case {
                 of_racing_txns_one_wins
                 racing_txns_keep_the_sum
                 each_of_many_txns_has_its_own_outcome
+                txns_above_and_beneath_each_other
                 of_two_txns_in_each_others_way_one_wins
                 racing_puts_have_versions_of_their_own
                 each_of_many_calls_has_its_own_outcome

@@ -116,7 +116,7 @@ impl<'a> Op<'a> {
         }
     }
 
-    fn path(&self) -> &'a str {
+    pub(super) fn path(&self) -> &'a str {
         match self {
             Op::Set { path, .. }
             | Op::Cas { path, .. }

@@ -1,6 +1,6 @@
 //! Transactions, also those that take place only while a lock is held.
 
-use super::codec::{Op, Refusal};
+use super::codec::{Meta, Op, Refusal};
 use super::http::{Effect, Transaction};
 use super::write::Placed;
 use super::{Consul, index};
@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::types::{Check, Condition, Consistency, Operation, OperationResult, TxnOutcome};
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 
 /// The lock that must be held.
 #[derive(Clone, Copy)]
@@ -43,14 +44,15 @@ impl Consul {
         }
     }
 
-    /// What the puts among `operations` wrote, from the entries of the answer to `ops`.
+    /// What the puts among `operations` wrote, from the entries of the answer to `ops`. What is only checked is missing there where
+    /// the token may not see it.
     fn placed(&self, ops: &[Op<'_>], body: &Bytes) -> Result<Vec<Placed>> {
-        let mut entries = self.http.entries(body, Effect::Write)?;
+        let mut entries = self.http.entries::<Meta<'_>>(body, Effect::Write)?.peekable();
         let mut placed = Vec::new();
         for op in ops.iter().filter(|op| op.is_answered()) {
-            let entry = entries.next().ok_or_else(|| self.http.too_few_results())?;
-            if matches!(op, Op::Set { .. }) {
-                placed.push(Placed::from(&entry));
+            let entry = entries.next_if(|entry| entry.path == op.path());
+            if let Op::Set { .. } = op {
+                placed.push(Placed::from(&entry.ok_or_else(|| self.http.too_few_results())?));
             }
         }
         Ok(placed)
@@ -59,17 +61,15 @@ impl Consul {
     /// The results of a transaction that was applied, its puts made permanent.
     async fn settle_all(&self, operations: &[Operation], placed: Vec<Placed>) -> Result<Vec<OperationResult>> {
         let mut placed = placed.into_iter();
-        let mut results = Vec::with_capacity(operations.len());
-        for operation in operations {
-            results.push(match operation {
-                Operation::Delete { .. } => OperationResult::Deleted,
-                Operation::Put { key, value } => {
-                    let placed = placed.next().ok_or_else(|| self.http.too_few_results())?;
-                    OperationResult::Put(self.settle(key, value, placed).await?)
-                }
-            });
-        }
-        Ok(results)
+        let settled = operations.iter().map(|operation| {
+            let placed = matches!(operation, Operation::Put { .. }).then(|| placed.next());
+            async move {
+                let Operation::Put { key, value } = operation else { return Ok(OperationResult::Deleted) };
+                let placed = placed.flatten().ok_or_else(|| self.http.too_few_results())?;
+                self.settle(key, value, placed).await.map(OperationResult::Put)
+            }
+        });
+        try_join_all(settled).await
     }
 }
 

@@ -297,7 +297,8 @@ fn after_write(error: Error) -> Error {
         | Error::PermissionDenied { reason, source }
         | Error::Unauthenticated { reason, source }
         | Error::Backend { reason, source } => Error::Indeterminate { reason, source },
-        error => error,
+        Error::Indeterminate { .. } => error,
+        error => Error::indeterminate(error.to_string()),
     }
 }
 
@@ -322,5 +323,6 @@ mod tests {
     fn every_failure_after_a_write_is_indeterminate() {
         assert!(after_write(Error::unreachable("x")).is_indeterminate());
         assert!(after_write(Error::backend("x")).is_indeterminate());
+        assert!(after_write(Error::unsupported("x")).is_indeterminate());
     }
 }

@@ -13,6 +13,7 @@ use super::node::{self, Node};
 use super::path::{self, Paths};
 use crate::error::{Error, Result};
 use crate::types::Consistency;
+use futures_util::future::join_all;
 use zookeeper_client::{Acls, Client, CreateMode, Error as Failure, Stat};
 
 /// How often a call decides anew because others changed the znodes between its reading and its writing.
@@ -201,11 +202,12 @@ impl Session {
     pub(super) fn send_sweep<'p>(&self, directories: impl IntoIterator<Item = &'p str>) -> impl Future<Output = ()> {
         let looks: Vec<_> = directories.into_iter().map(|path| (path, self.client.check_stat(path))).collect();
         async move {
-            for (path, look) in looks {
+            join_all(looks.into_iter().map(async |(path, look)| {
                 if matches!(look.await, Ok(Some(stat)) if stat.num_children == 0) {
                     self.sweep(path).await;
                 }
-            }
+            }))
+            .await;
         }
     }
 

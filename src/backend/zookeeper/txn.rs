@@ -253,7 +253,7 @@ struct Plan<'p> {
     /// Where in the multi each put's data is set: position of the operation, position in the multi.
     puts: Vec<(usize, usize)>,
     /// Directories that may be empty afterwards.
-    abandoned: Vec<String>,
+    abandoned: BTreeSet<String>,
 }
 
 impl<'p> Plan<'p> {
@@ -266,7 +266,7 @@ impl<'p> Plan<'p> {
             gone: BTreeSet::new(),
             made: BTreeSet::new(),
             puts: Vec::new(),
-            abandoned: Vec::new(),
+            abandoned: BTreeSet::new(),
         };
         guard.iter().flat_map(|guard| &guard.paths).for_each(|path| plan.batch.check(path, ANY_VERSION));
         plan.pin_all();
@@ -319,7 +319,7 @@ impl<'p> Plan<'p> {
         let stays = stat.num_children > 0 || (self.is_put_beneath(path) && !node::is_ephemeral(stat));
         if stays {
             self.batch.set(path, node::MARKER, stat.version);
-            self.abandoned.push(path.to_owned());
+            self.abandoned.insert(path.to_owned());
         } else {
             self.batch.delete(path, stat.version);
             self.gone.insert(path);
