@@ -8,7 +8,7 @@ mod common;
 use common::tls::{Authority, Identity, trusting};
 use common::{Kind, Server, Setup, etcd, http, namespace};
 use futures_util::future::join_all;
-use kvactor::{Config, Error, Expected, Result, Store};
+use kvactor::{Check, Condition, Config, Error, Expected, Operation, OperationResult, Result, Store, TxnOutcome};
 use std::fmt::Debug;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -307,6 +307,7 @@ async fn etcd_users_and_their_rights() {
     let some = secrets.open(&url_as(&server, &format!("some:{PASSWORD_IN_URL}"), "app")).await;
     each_gets_what_it_may(&some).await;
     each_swaps_what_it_may(&some).await;
+    each_changes_what_it_may(&some).await;
     assert_silence_of(server, store, &secrets).await;
 }
 
@@ -355,6 +356,14 @@ async fn consul_tokens() {
     let some = secrets.open(&url_as(&server, &format!(":{}", consul_token_for(&server, "ns/open/").await), "ns")).await;
     each_gets_what_it_may(&some).await;
     each_swaps_what_it_may(&some).await;
+    each_changes_what_it_may(&some).await;
+    // Consul makes sure of what the token may not see, and leaves it out of the answer.
+    store.put("shut/there", "1").await.unwrap();
+    let there = Check::new("shut/there", Condition::Exists).unwrap();
+    let operations = ["open/b", "open/a"].map(|path| Operation::put(path, "1").unwrap());
+    let outcome = some.txn(vec![there], operations.to_vec()).await.unwrap();
+    let written = ["open/b", "open/a"].map(async |path| OperationResult::Put(some.get(path).await.unwrap().version));
+    assert_eq!(outcome, TxnOutcome::Committed(join_all(written).await));
     assert_silence_of(server, store, &secrets).await;
 }
 
@@ -422,6 +431,22 @@ async fn each_swaps_what_it_may(store: &Store) {
     }
 }
 
+/// The same of transactions.
+async fn each_changes_what_it_may(store: &Store) {
+    let path = |number: usize| format!("{}/txn-{number}", if number.is_multiple_of(3) { "shut" } else { "open" });
+    let run = async |number| {
+        let put = |name: &str| Operation::put(format!("{}-{name}", path(number)), "1");
+        store.txn(Vec::new(), vec![put("a")?, put("b")?]).await
+    };
+    for (number, outcome) in join_all((0..64).map(run)).await.into_iter().enumerate() {
+        match outcome {
+            Ok(TxnOutcome::Committed(results)) => assert!(number % 3 > 0 && results.len() == 2, "{number}"),
+            Err(Error::PermissionDenied { .. }) => assert_eq!(number % 3, 0),
+            other => panic!("{number}: {other:?}"),
+        }
+    }
+}
+
 /// ZooKeeper tells everybody what is there. So it does those who ask together with many others, as those who ask alone.
 async fn may_look_at_what_it_may_not_read(store: &Store) {
     let shut = || (0..64).step_by(3).map(|number| format!("shut/{number}"));
@@ -465,6 +490,7 @@ async fn zookeeper_digests() {
     }
     let some = secrets.open(&server.url("some")).await;
     each_gets_what_it_may(&some).await;
+    each_changes_what_it_may(&some).await;
     may_look_at_what_it_may_not_read(&some).await;
     assert_silence_of(server, owner, &secrets).await;
 }
