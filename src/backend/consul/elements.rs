@@ -64,13 +64,29 @@ impl Elements {
     }
 
     fn show(&mut self, take: &mut impl FnMut(Entry<'_>) -> Result<()>) -> Result<(), Flaw> {
+        let rest = std::mem::take(&mut self.rest);
+        // As a whole this is checked far faster than string by string. The last character may be there in part.
+        let (text, flaw) = match std::str::from_utf8(&rest) {
+            Ok(text) => (text, None),
+            Err(error) => (valid(&rest, &error), error.error_len().map(|_| error)),
+        };
+        let shown = self.show_of(text, take)?;
+        if let Some(error) = flaw {
+            return Err(Flaw::Garbled(serde::de::Error::custom(error)));
+        }
+        self.rest = rest;
+        self.rest.advance(shown);
+        Ok(())
+    }
+
+    /// Shows what is whole in this text, and returns how much that is.
+    fn show_of(&mut self, text: &str, take: &mut impl FnMut(Entry<'_>) -> Result<()>) -> Result<usize, Flaw> {
         let mut shown = 0;
         loop {
-            let blanks = self.rest[shown..].iter().take_while(|byte| b" \t\r\n".contains(byte)).count();
-            shown += blanks;
-            let rest = &self.rest[shown..];
-            let length = match (self.place, rest.first()) {
-                (_, None) => break,
+            let rest = text[shown..].trim_start_matches([' ', '\t', '\r', '\n']);
+            shown = text.len() - rest.len();
+            shown += match (self.place, rest.bytes().next()) {
+                (_, None) => return Ok(shown),
                 (Place::Beginning, Some(b'[')) => self.go_to(Place::FirstOrEnd),
                 (Place::FirstOrEnd | Place::CommaOrEnd, Some(b']')) => self.go_to(Place::Nothing),
                 (Place::CommaOrEnd, Some(b',')) => self.go_to(Place::Element),
@@ -80,14 +96,11 @@ impl Elements {
                         self.place = Place::CommaOrEnd;
                         length
                     }
-                    None => break,
+                    None => return Ok(shown),
                 },
                 _ => return Err(Flaw::Garbled(serde::de::Error::custom("this is no list of keys"))),
             };
-            shown += length;
         }
-        self.rest.advance(shown);
-        Ok(())
     }
 
     /// Past a sign of one byte.
@@ -97,9 +110,14 @@ impl Elements {
     }
 }
 
+/// What comes before the error.
+fn valid<'t>(text: &'t [u8], error: &std::str::Utf8Error) -> &'t str {
+    text.get(..error.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok()).unwrap_or_default()
+}
+
 /// The element that `text` begins with, and its length; none where its end is missing.
-fn element(text: &[u8]) -> Result<Option<(Entry<'_>, usize)>, Flaw> {
-    let mut elements = serde_json::Deserializer::from_slice(text).into_iter();
+fn element(text: &str) -> Result<Option<(Entry<'_>, usize)>, Flaw> {
+    let mut elements = serde_json::Deserializer::from_str(text).into_iter();
     match elements.next() {
         Some(Ok(entry)) => Ok(Some((entry, elements.byte_offset()))),
         Some(Err(error)) if !error.is_eof() => Err(Flaw::Garbled(error)),
