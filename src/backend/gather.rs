@@ -1,10 +1,9 @@
 //! [`Gatherer`]: what many callers ask at the same time goes to the server together.
 //!
 //! A few calls at a time go on their own, at once. Who comes while that many are on their way waits in line; as soon as one of them
-//! is back, all who wait go together: in one request, or in several at the same time where they don't fit into one. So nobody waits where there is
-//! little to do, and the busier a store is, the less each call costs.
+//! is back, all who wait go together: in one request, or in several at the same time where they don't fit into one. So nobody
+//! waits where there is little to do, and the busier a store is, the less each call costs.
 
-use crate::error::Error;
 use futures_util::future::{LocalBoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -37,7 +36,9 @@ pub(crate) struct Job<A: Gathered> {
 }
 
 /// Whether an error may be that of one of several that went together, of which nothing was done.
-pub(crate) fn is_about_one(error: &Error) -> bool {
+#[cfg(any(feature = "consul", feature = "etcd"))]
+pub(crate) fn is_about_one(error: &crate::error::Error) -> bool {
+    use crate::error::Error;
     matches!(error, Error::PermissionDenied { .. } | Error::Backend { .. } | Error::Unsupported { .. })
 }
 
