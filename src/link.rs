@@ -172,6 +172,14 @@ impl LinkView {
         let _ = self.reports.try_send(Report { session, doubt });
     }
 
+    /// Tells the supervisor that a session's driver panicked, and waits until the session serves no more calls: whoever hears
+    /// of the panic behind this doesn't find that session again.
+    pub(crate) async fn panicked(&self, session: u64, doubt: Doubt) {
+        // An error says that the supervisor is gone, and with it every session.
+        let _ = self.reports.send(Report { session, doubt }).await;
+        self.presence_after(Presence::Up, session).await;
+    }
+
     /// Where doubts are told.
     pub(crate) fn reports(&self) -> &mpsc::Sender<Report> {
         &self.reports

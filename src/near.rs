@@ -46,6 +46,7 @@ pub(crate) struct Near {
 enum Here<R> {
     Done(Result<R>),
     Waits { session: u64, answer: BoxFuture<'static, Result<R>>, span: Span },
+    Panicked { session: u64, doubt: Doubt, error: Error },
 }
 
 impl Near {
@@ -76,6 +77,10 @@ impl Near {
                 let done = timeout_at(deadline, answer).instrument(span).await;
                 self.end::<R>(session, timeout, done.ok())
             }
+            Here::Panicked { session, doubt, error } => {
+                let _ = timeout_at(deadline, self.panicked(session, doubt)).await;
+                Some(Err(error))
+            }
         }
     }
 
@@ -88,8 +93,7 @@ impl Near {
             Ok(begun) => begun?,
             Err(panic) => {
                 let (doubt, error) = panic_error::<R>(&*panic);
-                self.report(*session, doubt);
-                Begun::Done(Err(error))
+                return Some(Here::Panicked { session: *session, doubt, error });
             }
         };
         match begun {
@@ -133,6 +137,14 @@ impl Near {
         }
     }
 
+    /// As [`LinkView::panicked`](crate::link::LinkView::panicked): the way is closed then.
+    async fn panicked(&self, session: u64, doubt: Doubt) {
+        let _ = self.reports.send(Report { session, doubt }).await;
+        let is_closed = |open: &Option<Open>| open.as_ref().is_none_or(|open| open.session != session);
+        // An error says that the supervisor is gone, and with it every session.
+        let _ = self.open.clone().wait_for(is_closed).await;
+    }
+
     /// Tells the supervisor of a doubt. When many come at once, the first few are enough.
     fn report(&self, session: u64, doubt: Doubt) {
         let _ = self.reports.try_send(Report { session, doubt });
@@ -146,6 +158,8 @@ mod tests {
     use crate::messages::{Exists, Get, List, Put};
     use crate::types::{BackendKind, Capabilities, Expected, KvPair, ListOptions, PutOptions, Version, Written};
     use bytes::Bytes;
+    use futures_util::FutureExt;
+    use std::pin::pin;
     use std::sync::Mutex;
     use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -217,16 +231,32 @@ mod tests {
         Put::new("k", "v").unwrap()
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_panic_is_an_error_and_a_doubt() {
         let mut scene = scene(1);
+        let begun = Instant::now();
         let read = scene.call(Get::new("k").unwrap()).await.unwrap();
         assert!(matches!(&read, Err(Error::Backend { .. })), "{read:?}");
         let report = scene.reports.try_recv().unwrap();
         assert!(report.session == 7 && matches!(report.doubt, Doubt::Panicked(_)));
         let write = scene.call(crate::messages::AtomicPut::new("k", "v", Expected::Absent).unwrap()).await.unwrap();
         assert!(matches!(&write, Err(Error::Indeterminate { .. })), "{write:?}");
+        assert_eq!(begun.elapsed().as_secs(), 2, "a supervisor that does nothing is waited for until the deadline");
         assert!(matches!(scene.call(Exists::new("k").unwrap()).await, Some(Ok(true))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_hears_of_a_panic_finds_another_session() {
+        let mut scene = scene(1);
+        let begun = Instant::now();
+        let get = Get::new("k").unwrap();
+        let mut read = pin!(scene.near.call(&get, SECOND, begun + SECOND));
+        assert!((&mut read).now_or_never().is_none());
+        assert!(matches!(scene.reports.try_recv().unwrap().doubt, Doubt::Panicked(_)));
+        assert!((&mut read).now_or_never().is_none());
+        scene.open.send_replace(None);
+        assert!(matches!(read.await, Some(Err(Error::Backend { .. }))));
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

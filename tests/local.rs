@@ -8,7 +8,7 @@ mod common;
 use common::worker::{Worker, say, told};
 use common::wrapped::{Fault, Plan, Step, Wrapped, silence_planned_panics};
 use futures_util::future::join_all;
-use kvactor::{Config, Error, LockOptions, PutOptions, Store};
+use kvactor::{Config, Error, LinkState, LockOptions, PutOptions, Store};
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -343,6 +343,8 @@ async fn nobody_holds_a_lock_when_the_file_was_opened_again() {
     panics.store(true, Ordering::SeqCst);
     let interrupted = store.put("k", "1").await;
     assert!(matches!(interrupted, Err(Error::Indeterminate { .. })), "{interrupted:?}");
+    let status = store.status();
+    assert!(status.restarts == 1 || status.link != LinkState::Up, "who hears of the panic finds another session");
     let guarded = guard.put("k", "2").await;
     assert!(matches!(guarded, Err(Error::LockLost { .. })), "{guarded:?}");
     assert!(matches!(store.get("k").await, Err(Error::KeyNotFound { .. })));

@@ -476,7 +476,7 @@ async fn attempt<R: Request>(calls: &Calls, timed: &Timed<R>, session: &Session)
         biased;
         done = call => match done {
             Ok(result) => result,
-            Err(panic) => Err(panicked::<R>(calls, session, &*panic)),
+            Err(panic) => Err(Box::pin(panicked(calls, timed, session, &*panic)).await),
         },
         () = sleep_until(timed.deadline) => {
             if begun.elapsed() >= SILENCE {
@@ -508,9 +508,14 @@ fn session_ended<R: Request>(calls: &Calls) -> Error {
     }
 }
 
-fn panicked<R: Request>(calls: &Calls, session: &Session, panic: &(dyn std::any::Any + Send)) -> Error {
+async fn panicked<R: Request>(
+    calls: &Calls,
+    timed: &Timed<R>,
+    session: &Session,
+    panic: &(dyn std::any::Any + Send),
+) -> Error {
     let (doubt, error) = panic_error::<R>(panic);
-    calls.link.report(session.number, doubt);
+    let _ = timeout_at(timed.deadline, calls.link.panicked(session.number, doubt)).await;
     error
 }
 
