@@ -212,13 +212,60 @@ impl Report {
 
     fn tables(&self, subject: Subject) -> Vec<Table> {
         match subject {
-            Subject::Calls => Backend::ALL.iter().flat_map(|backend| self.call_tables(*backend)).collect(),
+            Subject::Calls => {
+                let each = Backend::ALL.iter().flat_map(|backend| self.call_tables(*backend));
+                [self.calls_overview()].into_iter().chain(each).collect()
+            }
             Subject::Linear => vec![self.linear_table()],
             Subject::Watch | Subject::Handoff => vec![self.latency_table(subject, [("p50 us", P50), ("p99 us", P99)])],
             Subject::Lock => vec![self.latency_table(subject, [("per second", RATE), ("p50 us", P50)])],
             Subject::Failover => vec![self.latency_table(subject, [("p50 ms", P50_MS), ("worst ms", MAX_MS)])],
             Subject::Fanout => vec![self.fanout_table()],
             Subject::Idle => vec![self.idle_table()],
+        }
+    }
+
+    /// What most ask for: each call by as many callers as an application with something to do has, and by one.
+    fn calls_overview(&self) -> Table {
+        let header = [
+            "backend",
+            "call",
+            "callers",
+            "kvactor / s",
+            "/ raw",
+            "tokio / raw",
+            "/ libkv",
+            "CPU over raw",
+            "one caller: p50 raw",
+            "over raw",
+        ];
+        let title = format!("{}. An overview, times in us", self.title(Subject::Calls));
+        let mut table = Table::new(title, &header);
+        for backend in Backend::ALL {
+            for call in Call::ALL {
+                let points = self.points(*backend, *call);
+                let Some(callers) = points.iter().copied().filter(|callers| *callers <= 64).max() else { continue };
+                let of = |peer, callers| Case { task: Task::Calls { call: *call, callers }, backend: *backend, peer };
+                let many = of(Peer::Kvactor, callers);
+                let mut row = vec![backend.to_string(), call.to_string(), callers.to_string()];
+                row.extend([self.number(many, RATE), self.ratio(many, Peer::Raw, RATE)]);
+                row.push(self.ratio(of(Peer::KvactorTokio, callers), Peer::Raw, RATE));
+                row.push(self.beside_libkv(many, of(Peer::Kvactor, 1)));
+                row.push(self.over_raw(many, CPU));
+                row.extend([self.number(of(Peer::Raw, 1), P50), self.over_raw(of(Peer::Kvactor, 1), P50)]);
+                table.push(row);
+            }
+        }
+        table
+    }
+
+    /// By many callers, or by one where libkv has no more.
+    fn beside_libkv(&self, many: Case, one: Case) -> String {
+        let ratio = |case| self.ratio(case, Peer::Libkv, RATE);
+        match (ratio(many).as_str(), ratio(one).as_str()) {
+            (NOTHING, NOTHING) => NOTHING.to_owned(),
+            (NOTHING, by_one) => format!("{by_one} (by 1)"),
+            (by_many, _) => by_many.to_owned(),
         }
     }
 
