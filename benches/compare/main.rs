@@ -75,6 +75,7 @@ fn compare(subject: Subject, backend: Backend, options: &Options, report: &mut R
     let tasks = options.tasks(subject);
     let takes_part = |peer: &Peer| tasks.iter().any(|task| Case { task: *task, backend, peer: *peer }.exists());
     let mut peers: Vec<_> = options.peers.iter().copied().filter(takes_part).collect();
+    let mut random = fastrand::Rng::with_seed(0);
     if options.libkv.is_none() && peers.contains(&Peer::Libkv) {
         report.skip(subject, backend, Peer::Libkv, libkv::MISSING);
         peers.retain(|peer| *peer != Peer::Libkv);
@@ -98,12 +99,12 @@ fn compare(subject: Subject, backend: Backend, options: &Options, report: &mut R
             warm_up(subject, backend, site, options, report);
         }
         for task in tasks.iter().copied() {
+            // Nobody is always the one who comes behind the same other, and has the burden of what that leaves the server to do.
+            random.shuffle(&mut peers);
             for peer in peers.iter().copied() {
                 take_turn(Case { task, backend, peer }, round, site, options, report)?;
             }
         }
-        // Nobody is always the one who comes behind the same other.
-        peers.rotate_left(1);
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! [`Gatherer`]: what many callers ask at the same time goes to the server together.
 //!
-//! A few calls at a time go on their own, at once. Who comes while that many are on their way waits in line; as soon as one of them
-//! is back, all who wait go together: in one request, or in several at the same time where they don't fit into one. So nobody
-//! waits where there is little to do, and the busier a store is, the less each call costs.
+//! A few calls at a time go on their own, at once. All others who come at the same moment go together: in one request, or in several
+//! at the same time where they don't fit into one. Who comes while these are on their way too waits in line until any of them is
+//! back, and goes with all who wait then. So nobody waits where there is little to do, and the busier a store is, the less each
+//! call costs.
 
 use futures_util::future::{LocalBoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
@@ -71,16 +72,20 @@ pub(crate) struct Gatherer<A: Gathered> {
     running: Mutex<JoinSet<()>>,
 }
 
+/// How many lanes no caller has for itself. Without one, those whose calls come back together would wait for the first of them to be
+/// back once more before the others set off.
+const SHARED_LANES: usize = 1;
+
 impl<A: Gathered> Gatherer<A> {
-    /// So many callers' requests may be on their way before others wait for them.
+    /// So many callers' requests may be on their way alone before others go together.
     pub(crate) fn new(lanes: usize, server: A::Server) -> Self {
-        let state = Mutex::new(State { free_lanes: lanes, line: VecDeque::new() });
+        let state = Mutex::new(State { free_lanes: lanes + SHARED_LANES, line: VecDeque::new() });
         Gatherer { traffic: Arc::new(Traffic { server, state }), running: Mutex::default() }
     }
 
     /// A lane for the caller alone, which keeps it until its call is over; none while it has to go with [others](Self::ask).
     pub(crate) fn lane(&self) -> Option<Lane<'_, A>> {
-        let taken = self.traffic.take_lane()?;
+        let taken = self.traffic.take_lane(SHARED_LANES)?;
         Some(Lane { gatherer: self, taken: Some(taken) })
     }
 
@@ -100,7 +105,7 @@ impl<A: Gathered> Gatherer<A> {
         if !self.traffic.is_awaited() {
             return;
         }
-        let Some(lane) = self.traffic.take_lane() else { return };
+        let Some(lane) = self.traffic.take_lane(0) else { return };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         while running.try_join_next().is_some() {}
         running.spawn_local(lane.run());
@@ -117,10 +122,14 @@ impl<A: Gathered> Traffic<A> {
         !self.state().line.is_empty()
     }
 
-    fn take_lane(self: &Arc<Self>) -> Option<Taken<A>> {
+    /// A lane, where more than so many are free.
+    fn take_lane(self: &Arc<Self>, others: usize) -> Option<Taken<A>> {
         let mut state = self.state();
-        state.free_lanes = state.free_lanes.checked_sub(1)?;
-        Some(Taken(self.clone()))
+        let is_free = state.free_lanes > others;
+        is_free.then(|| {
+            state.free_lanes -= 1;
+            Taken(self.clone())
+        })
     }
 
     /// Those at the head of the line who may go together; nobody where nobody waits any more.
@@ -248,23 +257,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_while_the_lanes_are_taken_goes_together_when_one_is_free() {
+    async fn who_comes_while_others_are_on_their_way_goes_together() {
         let (gatherer, server) = scene(2);
         let test = async {
             let (first, second) = (gatherer.lane().unwrap(), gatherer.lane().unwrap());
             assert!(gatherer.lane().is_none());
-            let mut asked = pin!(join_all([1, 2, 3].map(|number| gatherer.ask(Number(number)))));
-            assert!((&mut asked).now_or_never().is_none());
-            settle().await;
-            assert!(server.batches.lock().unwrap().is_empty());
-            drop(first);
+            let ask = |numbers: [u32; 3]| join_all(numbers.map(|number| gatherer.ask(Number(number))));
+            let (mut at_once, mut later) = (pin!(ask([1, 2, 3])), pin!(ask([4, 5, 6])));
+            assert!((&mut at_once).now_or_never().is_none());
             settle().await;
             assert_eq!(*server.batches.lock().unwrap(), [[1, 2, 3]]);
-            server.answers.add_permits(1);
-            assert_eq!(asked.await, [2, 4, 6]);
+            assert!((&mut later).now_or_never().is_none());
+            settle().await;
+            assert_eq!(server.batches.lock().unwrap().len(), 1);
+            drop(first);
+            settle().await;
+            assert_eq!(*server.batches.lock().unwrap(), [[1, 2, 3], [4, 5, 6]]);
+            server.answers.add_permits(2);
+            assert_eq!((at_once.await, later.await), (vec![2, 4, 6], vec![8, 10, 12]));
             drop(second);
             settle().await;
-            assert!(gatherer.lane().is_some() && gatherer.traffic.state().free_lanes == 2);
+            assert_eq!(gatherer.traffic.state().free_lanes, 3);
         };
         LocalSet::new().run_until(test).await;
     }
@@ -273,17 +286,15 @@ mod tests {
     async fn who_may_not_join_goes_at_the_same_time() {
         let (gatherer, server) = scene(1);
         let test = async {
-            let lane = gatherer.lane();
             let mut asked = pin!(join_all([5, 7, 6, 8, 1].map(|number| gatherer.ask(Number(number)))));
             assert!((&mut asked).now_or_never().is_none());
-            drop(lane);
             settle().await;
             assert_eq!(*server.batches.lock().unwrap(), [vec![5, 7], vec![6, 8], vec![1]]);
-            assert!(gatherer.lane().is_none());
+            assert_eq!(gatherer.traffic.state().free_lanes, 1);
             server.answers.add_permits(3);
             assert_eq!(asked.await, [10, 14, 12, 16, 2]);
             settle().await;
-            assert!(gatherer.lane().is_some());
+            assert_eq!(gatherer.traffic.state().free_lanes, 2);
         };
         LocalSet::new().run_until(test).await;
     }
@@ -310,7 +321,7 @@ mod tests {
             }
             drop(lane);
             settle().await;
-            assert_eq!(gatherer.traffic.state().free_lanes, 1);
+            assert_eq!(gatherer.traffic.state().free_lanes, 2);
         };
         LocalSet::new().run_until(test).await;
     }
@@ -336,17 +347,16 @@ mod tests {
     async fn a_batch_without_an_answer_ends_when_nobody_waits_for_it() {
         let (gatherer, server) = scene(1);
         let test = async {
-            let lane = gatherer.lane();
             {
                 let mut asked = pin!(join_all([1, 2].map(|number| gatherer.ask(Number(number)))));
                 assert!((&mut asked).now_or_never().is_none());
-                drop(lane);
                 settle().await;
-                assert!((&mut asked).now_or_never().is_none() && gatherer.lane().is_none());
+                assert!((&mut asked).now_or_never().is_none());
+                assert_eq!(gatherer.traffic.state().free_lanes, 1);
                 assert_eq!(*server.batches.lock().unwrap(), [[1, 2]]);
             }
             settle().await;
-            assert!(gatherer.lane().is_some());
+            assert_eq!(gatherer.traffic.state().free_lanes, 2);
         };
         LocalSet::new().run_until(test).await;
     }

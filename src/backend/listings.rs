@@ -14,7 +14,8 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-/// How many requests for one listing are on their way at once: the server works on one while the answer to another is read.
+/// How many requests for one listing are on their way for one caller each before others share theirs: the server works on one while
+/// the answer to another is read.
 const LANES: usize = 2;
 
 /// A directory, and what is asked for of it.

@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::rc::Rc;
 
-/// How many go by themselves before others wait for them.
+/// How many go by themselves before others go together.
 const LANES: usize = 4;
 /// The most checks and operations that a transaction has that goes together with others: with more there would be few of them.
 const MAX_SIZE: usize = MAX_TXN_OPERATIONS / 4;

@@ -19,8 +19,8 @@ use futures_util::future::{LocalBoxFuture, join_all};
 use std::iter::repeat_n;
 use std::rc::Rc;
 
-/// How many requests of a kind are on their way at once: the servers sync their log for several writes together, and the
-/// next batch is under way while the one before is written.
+/// How many requests of a kind are on their way for one caller each before others go together: the servers sync their log for
+/// several writes together, and the next batch is under way while the one before is written.
 const LANES: usize = 4;
 /// How many operations the server takes in one transaction.
 const MAX_OPS: usize = 64;

@@ -21,7 +21,8 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, join_all};
 use std::rc::Rc;
 
-/// How many requests of a kind are on their way at once: the server spreads them over its processors.
+/// How many requests of a kind are on their way for one caller each before others go together: the server spreads them over its
+/// processors.
 const LANES: usize = 4;
 
 /// What many callers ask at once, gathered.

@@ -22,7 +22,7 @@ use zookeeper_client::{
     Client, Error as Failure, MultiReadResult, MultiReader, MultiWriteError, MultiWriteResult, Stat,
 };
 
-/// How many requests of a kind are on their way at once.
+/// How many requests of a kind are on their way for one caller each before others go together.
 const LANES: usize = 4;
 
 /// A znode's data and stat.
