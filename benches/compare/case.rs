@@ -103,6 +103,11 @@ impl Call {
         }
     }
 
+    /// Whether it lists a directory that stays.
+    pub(crate) fn is_list(self) -> bool {
+        matches!(self, Call::List100 | Call::List100Apart | Call::List1000 | Call::List10000)
+    }
+
     /// By how many callers at once it is made where nothing else is asked for. What is large isn't asked for by many: 256
     /// listings of 10,000 keys are half a gigabyte on their way, and on ZooKeeper two and a half million requests.
     pub(crate) fn callers(self) -> &'static [usize] {
