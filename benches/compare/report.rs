@@ -157,14 +157,20 @@ impl Report {
         shown(self.median(case, figure).map(precise))
     }
 
-    fn cases(&self, subject: Subject) -> impl Iterator<Item = Case> {
-        self.entries.iter().map(|entry| entry.case).filter(move |case| case.task.subject() == subject)
+    /// Those of a subject; the peers in the same order each time, whoever was first.
+    fn cases(&self, subject: Subject) -> Vec<Case> {
+        let all = self.entries.iter().map(|entry| entry.case);
+        let mut cases: Vec<_> = all.filter(|case| case.task.subject() == subject).collect();
+        for same in cases.chunk_by_mut(|one, other| (one.task, one.backend) == (other.task, other.backend)) {
+            same.sort_by_key(|case| case.peer as u8);
+        }
+        cases
     }
 
     /// The tasks of a subject on a backend that anybody has done, each once.
     pub(crate) fn tasks(&self, subject: Subject, backend: Backend) -> Vec<Task> {
         let mut tasks = Vec::new();
-        for case in self.cases(subject).filter(|case| case.backend == backend) {
+        for case in self.cases(subject).into_iter().filter(|case| case.backend == backend) {
             if !tasks.contains(&case.task) {
                 tasks.push(case.task);
             }
