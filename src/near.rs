@@ -78,7 +78,8 @@ impl Near {
                 self.end::<R>(session, timeout, done.ok())
             }
             Here::Panicked { session, doubt, error } => {
-                let _ = timeout_at(deadline, self.panicked(session, doubt)).await;
+                // Boxed, so that calls don't carry the space for what they don't need.
+                let _ = Box::pin(timeout_at(deadline, self.panicked(session, doubt))).await;
                 Some(Err(error))
             }
         }

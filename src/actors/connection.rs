@@ -23,6 +23,7 @@ use crate::types::Status;
 use crate::watch::{Events, Subscription, TreeStream, WatchStream};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, MailboxError, Message, ResponseFuture};
 use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -476,7 +477,7 @@ async fn attempt<R: Request>(calls: &Calls, timed: &Timed<R>, session: &Session)
         biased;
         done = call => match done {
             Ok(result) => result,
-            Err(panic) => Err(Box::pin(panicked(calls, timed, session, &*panic)).await),
+            Err(panic) => Err(panicked(calls, timed, session, &*panic).await),
         },
         () = sleep_until(timed.deadline) => {
             if begun.elapsed() >= SILENCE {
@@ -508,15 +509,17 @@ fn session_ended<R: Request>(calls: &Calls) -> Error {
     }
 }
 
-async fn panicked<R: Request>(
-    calls: &Calls,
+/// Boxed, so that calls don't carry the space for what they don't need.
+#[cold]
+fn panicked<'c, R: Request>(
+    calls: &'c Calls,
     timed: &Timed<R>,
     session: &Session,
     panic: &(dyn std::any::Any + Send),
-) -> Error {
+) -> LocalBoxFuture<'c, Error> {
     let (doubt, error) = panic_error::<R>(panic);
-    let _ = timeout_at(timed.deadline, calls.link.panicked(session.number, doubt)).await;
-    error
+    let replaced = timeout_at(timed.deadline, calls.link.panicked(session.number, doubt));
+    Box::pin(replaced.map(|_| error))
 }
 
 /// What a panic of the driver means for its session, and for the call.
