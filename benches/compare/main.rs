@@ -136,9 +136,11 @@ fn warm_up(subject: Subject, backend: Backend, site: &Site, options: &Options, r
     let warming = tasks.into_iter().map(|task| (Case { task, backend, peer: Peer::KvactorTokio }, &amounts));
     let briefly = Amounts { call_time: Duration::from_millis(1), ..amounts.clone() };
     // etcd reads faster what was written just now: nobody is to be the one who has made its directory in its turn.
-    let making = [Peer::KvactorTokio, Peer::Raw].into_iter().flat_map(|peer| {
-        listings(options, subject).map(move |task| Case { task, backend, peer }).filter(|case| case.exists())
-    });
+    let takes_part = |peer: &Peer| *peer == Peer::KvactorTokio || options.peers.contains(peer);
+    let making = [Peer::KvactorTokio, Peer::Raw]
+        .into_iter()
+        .filter(takes_part)
+        .flat_map(|peer| listings(options, subject, backend).map(move |task| Case { task, backend, peer }));
     for (case, amounts) in warming.chain(making.map(|case| (case, &briefly))) {
         if let Err(error) = measure(case, site, amounts, options) {
             report.fail(case, &*error);
@@ -146,9 +148,10 @@ fn warm_up(subject: Subject, backend: Backend, site: &Site, options: &Options, r
     }
 }
 
-/// The calls that list a directory, or one for each caller.
-fn listings(options: &Options, subject: Subject) -> impl Iterator<Item = Task> {
-    let tasks = if subject == Subject::Calls { options.tasks(subject) } else { Vec::new() };
+/// The calls that list a directory, or one for each caller, which another process can have made: what is in memory goes with it.
+fn listings(options: &Options, subject: Subject, backend: Backend) -> impl Iterator<Item = Task> {
+    let outlives = subject == Subject::Calls && backend != Backend::Memory;
+    let tasks = if outlives { options.tasks(subject) } else { Vec::new() };
     tasks.into_iter().filter(|task| matches!(task, Task::Calls { call, .. } if call.is_list()))
 }
 
