@@ -186,9 +186,15 @@ impl<C: Calls> Crowd<C> {
             Call::Txn10 => self.put_ten_each().await,
             Call::List100 | Call::List1000 | Call::List10000 => self.make_directory().await,
             Call::List100Apart => self.make_directories().await,
-            // These are made before each burst.
-            Call::Delete | Call::DeleteTree100 => Ok(()),
+            // What is to go is made before each burst.
+            Call::Delete => self.make_stay("gone").await,
+            Call::DeleteTree100 => self.make_stay("trees").await,
         }
+    }
+
+    /// Has something stay in a directory that each burst would leave empty: ours would remove it then, which raw clients don't.
+    async fn make_stay(&self, dir: &str) -> Result<()> {
+        self.client.fill(dir, vec!["stays".into()], self.value()).await
     }
 
     async fn put_targets(&mut self) -> Result<()> {

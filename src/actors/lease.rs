@@ -159,7 +159,7 @@ impl Leases {
 
     /// The key was written in this version: nothing is left of the TTLs of versions before.
     pub(crate) fn overwritten(&self, key: &Key, written: &Version) {
-        if !self.is_past(key, written, self.errands.link().session_number()) {
+        if self.known(key).is_some() && !self.is_past(key, written, self.errands.link().session_number()) {
             self.forget(key);
         }
     }

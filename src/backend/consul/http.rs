@@ -11,7 +11,8 @@ use awc::http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use awc::http::{Method, StatusCode};
 use awc::{Client, ClientResponse};
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::future::Either;
+use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use serde::Deserialize;
 use std::cell::Cell;
 use std::io::ErrorKind;
@@ -166,26 +167,27 @@ impl Http {
     }
 
     /// Sends a request and returns the answer, whatever its status.
-    pub(super) async fn send(&self, request: Request) -> Result<Answer> {
+    pub(super) fn send(&self, request: Request) -> impl Future<Output = Result<Answer>> {
         let effect = request.effect;
-        let response = self.begin(request).await?;
-        self.finish(response, effect).await
+        self.begin(request).and_then(move |response| self.finish(Box::new(response), effect))
     }
 
     /// Sends a request and returns the beginning of the answer.
-    async fn begin(&self, request: Request) -> Result<ClientResponse> {
+    fn begin(&self, request: Request) -> impl Future<Output = Result<ClientResponse>> {
         let effect = request.effect;
         let mut http = self.client.request(request.method, self.url(&request.path, &request.query));
         if let Some(token) = &self.token {
             http = http.insert_header((TOKEN, token.clone()));
         }
-        let response = self.heard(effect, http.send_body(request.body)).await?;
-        let response = response.map_err(|error| self.not_sent(error, effect))?;
-        self.answered.set(true);
-        Ok(response)
+        self.heard(effect, http.send_body(request.body)).map(move |response| {
+            let response = response?.map_err(|error| self.not_sent(error, effect))?;
+            self.answered.set(true);
+            Ok(response)
+        })
     }
 
-    async fn finish(&self, mut response: ClientResponse, effect: Effect) -> Result<Answer> {
+    /// The response is boxed, as the state of this would have room for it twice otherwise.
+    async fn finish(&self, mut response: Box<ClientResponse>, effect: Effect) -> Result<Answer> {
         let body = self.read_body(&mut response, effect).await?;
         Ok(Answer { status: response.status(), index: index(response.headers()), body, effect })
     }
@@ -227,8 +229,10 @@ impl Http {
         let is_about_keys = index(response.headers()).is_some();
         match response.status() {
             StatusCode::OK if is_about_keys => {}
-            StatusCode::NOT_FOUND if is_about_keys => return self.finish(response, Effect::Repeatable).await.map(drop),
-            _ => return Err(self.failure(&self.finish(response, Effect::Repeatable).await?)),
+            StatusCode::NOT_FOUND if is_about_keys => {
+                return self.finish(Box::new(response), Effect::Repeatable).await.map(drop);
+            }
+            _ => return Err(self.failure(&self.finish(Box::new(response), Effect::Repeatable).await?)),
         }
         let mut elements = Elements::new();
         while let Some(chunk) = self.chunk(&mut response, Effect::Repeatable).await? {
@@ -252,17 +256,26 @@ impl Http {
         if body.len() > MAX_TXN_BODY {
             return Err(too_large_a_txn(body.len()));
         }
-        let mut request = Request::put("txn", body, Effect::of(ops));
-        if request.effect == Effect::Repeatable {
-            request.query = freshness(consistency).into();
-        }
-        let answer = self.send(request).await?;
+        let answer = self.send_txn(body, Effect::of(ops), consistency).await?;
         match answer.status {
             StatusCode::OK => Ok(Transaction::Applied(answer.body)),
             StatusCode::CONFLICT => self.refused(&answer),
             StatusCode::PAYLOAD_TOO_LARGE => Ok(Transaction::TooLarge(said(&answer.body))),
             _ => Err(self.failure(&answer)),
         }
+    }
+
+    fn send_txn(
+        &self,
+        body: Vec<u8>,
+        effect: Effect,
+        consistency: Consistency,
+    ) -> impl Future<Output = Result<Answer>> {
+        let request = Request::put("txn", body, effect);
+        self.send(match effect {
+            Effect::Repeatable => Request { query: freshness(consistency).into(), ..request },
+            Effect::Write => request,
+        })
     }
 
     fn refused(&self, answer: &Answer) -> Result<Transaction> {
@@ -384,11 +397,10 @@ impl Http {
     }
 
     /// What comes of a step towards an answer, unless the agent is silent for too long.
-    async fn heard<T>(&self, effect: Effect, step: impl Future<Output = T>) -> Result<T> {
-        let Some(silence) = self.silence else { return Ok(step.await) };
-        timeout(silence, step)
-            .await
-            .map_err(|_| lost(effect, format!("nothing was heard of {} for {silence:?}", self.name)))
+    fn heard<T>(&self, effect: Effect, step: impl Future<Output = T>) -> impl Future<Output = Result<T>> {
+        let Some(silence) = self.silence else { return Either::Left(step.map(Ok)) };
+        let silent = move |_| lost(effect, format!("nothing was heard of {} for {silence:?}", self.name));
+        Either::Right(timeout(silence, step).map_err(silent))
     }
 
     /// The whole body. awc takes the end of the connection for the end of the body, so the length is checked here; a

@@ -330,7 +330,7 @@ impl Backend for Consul {
         let entries = self.http.entries(&body, Effect::Write)?;
         let deleted = entries.filter(|entry: &Meta<'_>| self.namespace.has_key(&entry.path)).count();
         if deleted == 0 {
-            self.require(dir, &ListOptions::default()).await?;
+            Box::pin(self.require(dir, &ListOptions::default())).await?;
         }
         Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
     }
@@ -343,14 +343,14 @@ impl Backend for Consul {
         match (self.write(key, value, mode).await?, expected) {
             (Outcome::Written(placed), _) => self.settle(key, value, placed).await,
             (Outcome::Refused(_), Expected::Absent) => Err(Error::key_exists(key)),
-            (Outcome::Refused(_), Expected::Version(_)) => Err(self.mismatch(key).await),
+            (Outcome::Refused(_), Expected::Version(_)) => Err(Box::pin(self.mismatch(key)).await),
         }
     }
 
     async fn atomic_delete(&self, key: &Key, version: &Version) -> Result<()> {
         match self.erase(key, Some(index(version)?)).await? {
             true => Ok(()),
-            false => Err(self.mismatch(key).await),
+            false => Err(Box::pin(self.mismatch(key)).await),
         }
     }
 

@@ -63,7 +63,7 @@ impl Consul {
                 applied => return applied.map(|applied| applied.is_none()),
             }
         }
-        Ok(self.together.read(&path, consistency).await?.is_some())
+        Ok(Box::pin(self.together.read(&path, consistency)).await?.is_some())
     }
 
     /// The session that holds the key.
@@ -81,7 +81,7 @@ impl Http {
         if Way::to(path) == Way::Url {
             return self.read_raw(path, consistency).await;
         }
-        let shown = self.show(path, Extent::Key, consistency).await?;
+        let shown = Box::pin(self.show(path, Extent::Key, consistency)).await?;
         let entry: Option<Entry<'_>> = self.only(path, &shown)?;
         entry.map(|entry| Ok((self.value(&entry)?, entry.index))).transpose()
     }

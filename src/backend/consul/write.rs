@@ -66,11 +66,11 @@ impl Consul {
     pub(super) async fn write(&self, key: &Key, value: &Bytes, mode: Mode<'_>) -> Result<Outcome> {
         self.require_way(key, value)?;
         if value.len() > MAX_TXN_VALUE {
-            return self.write_large(key, value, mode).await;
+            return Box::pin(self.write_large(key, value, mode)).await;
         }
         match self.write_small(self.namespace.path(key), value, mode).await? {
             Ok(outcome) => Ok(outcome),
-            Err(TooLarge(_)) => self.write_large(key, value, mode).await,
+            Err(TooLarge(_)) => Box::pin(self.write_large(key, value, mode)).await,
         }
     }
 
@@ -80,7 +80,7 @@ impl Consul {
             Mode::Set => None,
             Mode::Cas(index) => Some(index),
             Mode::Lock(session) => {
-                return write_alone(&self.http, &[Op::Lock { path: &path, value, session }]).await;
+                return Box::pin(write_alone(&self.http, &[Op::Lock { path: &path, value, session }])).await;
             }
         };
         self.together.write(Write::put(path, value, index)).await
@@ -158,7 +158,8 @@ impl Consul {
     pub(super) async fn settle(&self, key: &Key, value: &Bytes, placed: Placed) -> Result<Version> {
         match placed.session {
             None => Ok(placed.version),
-            Some(session) => self.outlive(key, value, placed.version, &session).await.map_err(after_write),
+            // Boxed, as what is rare takes room in the state of every write otherwise.
+            Some(session) => Box::pin(self.outlive(key, value, placed.version, &session)).await.map_err(after_write),
         }
     }
 

@@ -13,6 +13,8 @@ use etcd_client::{
     Channel, Client, ConnectOptions, Error as ClientError, GetOptions, KvClient, LeaseClient, ResponseHeader,
     WatchFilterType, WatchOptions, WatchStream,
 };
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use std::cell::Cell;
 use tokio::sync::Mutex;
 use tonic::transport::Endpoint;
@@ -114,20 +116,22 @@ impl Session {
     /// changes anything. The outer error is that of fetching the token.
     pub(super) async fn call<T>(&self, send: impl AsyncFn() -> Answer<T>) -> Result<Answer<T>> {
         let proofs = self.proofs();
-        match self.answer(send()).await {
-            Err(failure) if self.identity.is_some() && status::wants_new_token(&failure) => {
-                self.authenticate(proofs).await?;
-                Ok(self.answer(send()).await)
-            }
-            answer => Ok(answer),
+        let answer = self.answer(send().boxed_local()).await;
+        match &answer {
+            Err(failure) if self.identity.is_some() && status::wants_new_token(failure) => {}
+            _ => return Ok(answer),
         }
+        // What is rare takes room in the state of every call unless it is boxed.
+        Box::pin(self.authenticate(proofs)).await?;
+        Ok(self.answer(send().boxed_local()).await)
     }
 
-    /// The answer to a call, unless it was lost with the leader that should have given it.
-    async fn answer<T>(&self, call: impl Future<Output = Answer<T>>) -> Answer<T> {
+    /// The answer to a call, unless it was lost with the leader that should have given it. The client library's futures have kilobytes:
+    /// boxed, they aren't moved through the state of every function that waits for them.
+    async fn answer<T>(&self, call: LocalBoxFuture<'_, Answer<T>>) -> Answer<T> {
         let ask = async || {
             // A failure says nothing: there may be no leader yet.
-            let _ = self.ask_quorum().await;
+            let _ = Box::pin(self.ask_quorum()).await;
         };
         tokio::select! {
             biased;

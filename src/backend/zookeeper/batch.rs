@@ -4,6 +4,8 @@ use super::contender;
 use super::node::{self, ANY_VERSION};
 use super::published::Published;
 use super::session::Session;
+use futures_util::future::{Either, ready};
+use futures_util::{FutureExt, TryFutureExt};
 use zookeeper_client::{CreateMode, Error as Failure, MultiWriteResult, MultiWriter, Stat};
 
 /// The largest multi that is sent. The server's limit for a packet is 1,048,575 bytes by default; above it the server cuts
@@ -120,19 +122,18 @@ impl<'s> Batch<'s> {
     /// Sends the multi at once; the future waits for the answer: for each operation the stat of a znode that was set.
     pub(super) fn send(mut self) -> impl Future<Output = Result<Vec<Option<Stat>>, Failure>> + use<'s> {
         let sent = match self.broken {
-            Some(failure) => Err(failure),
-            None => Ok(self.writer.commit()),
+            Some(failure) => Either::Left(ready(Err(failure))),
+            None => Either::Right(self.writer.commit().map_err(Failure::from)),
         };
-        async move { Ok(sent?.await?.into_iter().map(set_stat).collect()) }
+        sent.map_ok(|results| results.into_iter().map(set_stat).collect())
     }
 
     /// As [`send`](Batch::send), for a multi that ends with a set, whose stat is returned.
     pub(super) fn send_for_stat(self) -> impl Future<Output = Result<Stat, Failure>> + use<'s> {
-        let sent = self.send();
-        async move {
-            let stat = sent.await?.pop().flatten();
+        self.send().map(|stats| {
+            let stat = stats?.pop().flatten();
             stat.ok_or_else(|| Failure::UnexpectedError("a multi was answered without the stat of its set".into()))
-        }
+        })
     }
 }
 

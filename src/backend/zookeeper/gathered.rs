@@ -15,7 +15,7 @@ use crate::backend::portion::{MAX_READS, MAX_VALUE, Sizes, may_join};
 use crate::types::Version;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::{LocalBoxFuture, OptionFuture, join_all};
+use futures_util::future::{LocalBoxFuture, OptionFuture, join, join_all};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use zookeeper_client::{
@@ -193,11 +193,10 @@ fn read_one<'c>(
 ) -> impl Future<Output = Result<Data, Failure>> + use<'c> {
     let sync = is_fresh.then(|| client.sync(path));
     let read = client.get_data(path);
-    async move {
-        let (synced, read) = tokio::join!(OptionFuture::from(sync), read);
+    join(OptionFuture::from(sync), read).map(|(synced, read)| {
         synced.transpose()?;
         read
-    }
+    })
 }
 
 /// Who reads what was gathered.
@@ -232,15 +231,13 @@ async fn read_each(
         let mut read = MultiRead::new(client, portion);
         paths.clone().try_for_each(|path| read.add(path, Part::Data))?;
         let sync = is_fresh.then(|| client.sync("/"));
-        let read = read.send();
-        if let Some(sync) = sync {
-            sync.await?;
-        }
-        if let Some(parts) = read.await? {
+        let (synced, read) = join(OptionFuture::from(sync), read.send()).await;
+        synced.transpose()?;
+        if let Some(parts) = read? {
             return Ok(parts.into_iter().map(into_data).collect());
         }
     }
-    Ok(join_all(paths.map(|path| read_one(client, path, is_fresh))).await)
+    Ok(Box::pin(join_all(paths.map(|path| read_one(client, path, is_fresh)))).await)
 }
 
 fn into_data(part: MultiReadResult) -> Result<Data, Failure> {
@@ -282,19 +279,15 @@ impl<'c> MultiRead<'c> {
     /// Sends the request at once. It is answered in the order of what was added; by none where the server doesn't know it.
     pub(super) fn send(mut self) -> impl Future<Output = Result<Option<Vec<MultiReadResult>>, Failure>> + use<'c> {
         let (answer, portion, count) = (self.reader.commit(), self.portion, self.count);
-        async move {
-            match answer.await {
-                Ok(parts) if parts.len() == count => Ok(Some(parts)),
-                Ok(parts) => {
-                    Err(Failure::UnexpectedError(format!("{} answers to a multiRead of {count}", parts.len())))
-                }
-                Err(Failure::Unimplemented) => {
-                    portion.is_known.store(false, Ordering::Relaxed);
-                    Ok(None)
-                }
-                Err(failure) => Err(failure),
+        answer.map(move |answer| match answer {
+            Ok(parts) if parts.len() == count => Ok(Some(parts)),
+            Ok(parts) => Err(Failure::UnexpectedError(format!("{} answers to a multiRead of {count}", parts.len()))),
+            Err(Failure::Unimplemented) => {
+                portion.is_known.store(false, Ordering::Relaxed);
+                Ok(None)
             }
-        }
+            Err(failure) => Err(failure),
+        })
     }
 }
 

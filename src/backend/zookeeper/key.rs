@@ -55,7 +55,7 @@ impl Session {
         for _ in 0..ATTEMPTS {
             let written = match self.together.put(&path, &data).await {
                 Ok(stat) => self.made_permanent(&path, &data, stat).await?,
-                Err(Failure::NoNode) => self.create(&path, &data, CreateMode::Persistent).await?,
+                Err(Failure::NoNode) => Box::pin(self.create(&path, &data, CreateMode::Persistent)).await?,
                 Err(failure) => return Err(self.write_error(failure)),
             };
             if let Some(stat) = written {
@@ -134,11 +134,11 @@ impl Session {
         let bearer = self.at_version(key, &path, version).await?;
         let written = match &bearer {
             Bearer::Key(stat) => self.overwrite(&path, data, stat, CreateMode::Persistent).await,
-            Bearer::Lock(vacant, published) => self.hide(&path, data, vacant, published).await,
+            Bearer::Lock(vacant, published) => Box::pin(self.hide(&path, data, vacant, published)).await,
         };
         match self.settled(written)? {
             Some(stat) => Ok(stat),
-            None => Err(self.changed(key, &path).await),
+            None => Err(Box::pin(self.changed(key, &path)).await),
         }
     }
 
@@ -147,7 +147,7 @@ impl Session {
         let bearer = self.at_version(key, &path, version).await?;
         match self.remove_value(&path, &bearer).await? {
             true => Ok(()),
-            false => Err(self.changed(key, &path).await),
+            false => Err(Box::pin(self.changed(key, &path)).await),
         }
     }
 
@@ -165,7 +165,7 @@ impl Session {
     async fn remove_value(&self, path: &str, bearer: &Bearer) -> Result<bool> {
         match bearer {
             Bearer::Key(stat) => self.remove(path, stat.version, stat.num_children > 0).await,
-            Bearer::Lock(_, published) => self.unpublish(published).await,
+            Bearer::Lock(_, published) => Box::pin(self.unpublish(published)).await,
         }
     }
 

@@ -101,6 +101,11 @@ pub(super) fn parent(path: &str) -> Option<&str> {
     path.rsplit_once('/').map(|(parent, _)| parent).filter(|parent| !parent.is_empty())
 }
 
+/// The znode's own name.
+pub(super) fn name(path: &str) -> Option<&str> {
+    path.rsplit_once('/').map(|(_, name)| name)
+}
+
 fn encode(text: &str) -> Cow<'_, str> {
     if is_plain(text) || !text.contains(ESCAPE) && text.chars().all(fits_utf16_unit) {
         return Cow::Borrowed(text);

@@ -58,7 +58,7 @@ impl Session {
     /// What is published at this znode; without a question to the server where that can't be anything.
     pub(super) async fn published_at(&self, path: &str, node: &Node) -> Result<Option<Published>> {
         match node {
-            Node::Vacant(stat) if stat.num_children > 0 => self.published(path).await,
+            Node::Vacant(stat) if stat.num_children > 0 => Box::pin(self.published(path)).await,
             _ => Ok(None),
         }
     }

@@ -13,7 +13,8 @@ use super::node::{self, Node};
 use super::path::{self, Paths};
 use crate::error::{Error, Result};
 use crate::types::Consistency;
-use futures_util::future::join_all;
+use futures_util::FutureExt;
+use futures_util::future::{OptionFuture, join_all};
 use zookeeper_client::{Acls, Client, CreateMode, Error as Failure, Stat};
 
 /// How often a call decides anew because others changed the znodes between its reading and its writing.
@@ -65,12 +66,7 @@ impl Session {
     /// Has the server catch up with its leader, where the consistency asks for it. Reads sent after this are fresh.
     pub(super) fn synced(&self, consistency: Consistency, path: &str) -> impl Future<Output = Result<()>> {
         let sync = (consistency == Consistency::Linearizable).then(|| self.client.sync(path));
-        async move {
-            match sync {
-                Some(sync) => sync.await.map_err(|failure| self.read_error(failure)),
-                None => Ok(()),
-            }
-        }
+        OptionFuture::from(sync).map(|synced| synced.unwrap_or(Ok(())).map_err(|failure| self.read_error(failure)))
     }
 
     /// A znode's data and stat; none where there is no znode.
@@ -117,7 +113,7 @@ impl Session {
         }
         let parents = self.send_parents(path);
         let created = send();
-        match tokio::join!(parents, created) {
+        match Box::pin(async { tokio::join!(parents, created) }).await {
             (Err(failure), Err(Failure::NoNode)) => Err(self.write_error(failure)),
             (_, result) => self.settled(result),
         }
@@ -167,7 +163,7 @@ impl Session {
         let mut batch = Batch::new(self);
         batch.delete(path, stat.version);
         batch.create_key_anew(path, data, mode, stat.version);
-        batch.send_for_stat().await
+        Box::pin(batch.send_for_stat()).await
     }
 
     /// The outcome of a write that can be tried again where it met a conflict (none).
@@ -192,7 +188,7 @@ impl Session {
         let marked = self.client.set_data(path, node::MARKER, Some(version)).await;
         let marked = self.settled(marked)?;
         if marked.is_some_and(|stat| stat.num_children == 0) {
-            self.sweep(path).await;
+            Box::pin(self.sweep(path)).await;
         }
         Ok(marked.is_some())
     }
@@ -200,15 +196,15 @@ impl Session {
     /// Removes those of `directories` that are no keys and have nothing in them any more. Deletions sent before it are done
     /// by the time these look, so that nothing is asked in vain, and there is another round trip only if something is empty.
     pub(super) fn send_sweep<'p>(&self, directories: impl IntoIterator<Item = &'p str>) -> impl Future<Output = ()> {
-        let looks: Vec<_> = directories.into_iter().map(|path| (path, self.client.check_stat(path))).collect();
-        async move {
-            join_all(looks.into_iter().map(async |(path, look)| {
+        let sweeps = directories.into_iter().map(|path| {
+            let look = self.client.check_stat(path);
+            async move {
                 if matches!(look.await, Ok(Some(stat)) if stat.num_children == 0) {
-                    self.sweep(path).await;
+                    Box::pin(self.sweep(path)).await;
                 }
-            }))
-            .await;
-        }
+            }
+        });
+        join_all(sweeps).map(drop)
     }
 
     /// Removes the directory, and those above it that it was the last thing in. It has done its best where a request fails:

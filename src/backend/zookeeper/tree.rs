@@ -2,6 +2,7 @@
 
 use super::batch::{Batch, is_conflict};
 use super::node::{ANY_VERSION, Node};
+use super::path;
 use super::session::Session;
 use super::walk::{Found, FoundLine, Quest};
 use crate::error::{Error, Result};
@@ -36,7 +37,9 @@ fn is_ours(found: &Found) -> bool {
 
 /// A znode to delete.
 struct Doomed {
-    path: String,
+    key: Key,
+    /// The name of the contender that is meant, where it isn't the key's own znode.
+    contender: Option<String>,
     /// The znode's.
     version: i32,
     is_key: bool,
@@ -66,7 +69,7 @@ impl Session {
         let enough = options.limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
         let quest = Quest { values, descend, vacant: false, after: options.after.as_ref(), enough };
         let found = self.walk(dir, &top.names, quest).await?;
-        if found.is_empty() && !continued && !self.is_listable(dir, &top, descend).await? {
+        if found.is_empty() && !continued && !Box::pin(self.is_listable(dir, &top, descend)).await? {
             return Err(Error::key_not_found(dir));
         }
         Ok(found)
@@ -110,47 +113,56 @@ impl Session {
         };
         let found = self.walk(dir, &top.names, Quest::EVERYTHING).await?;
         let some = found.iter().any(|(_, found)| found.is_key());
-        if !some && !self.is_listable(dir, &top, true).await? {
+        if !some && !Box::pin(self.is_listable(dir, &top, true)).await? {
             return Err(Error::key_not_found(dir));
         }
         let is_child = |key: &Key| dir.relative(key).is_some_and(|name| !name.contains('/'));
         let leaving = found.iter().filter(|(key, found)| is_ours(found) && is_child(key)).count();
         let emptied = (!dir.is_root()).then_some(Emptied { dir: &top, surely: leaving == top.names.len() });
-        self.delete_all(&self.doomed(found), emptied).await
+        self.delete_all(&Self::doomed(found), emptied).await
     }
 
     /// Removes the directory's own znode, if it has nothing in it any more, and those above it that it was the last thing in.
     async fn remove_dir(&self, Emptied { dir, surely }: Emptied<'_>) {
         let vacant = match Node::by_stat(dir.stat) {
             Some(Node::Vacant(stat)) if surely && stat.ephemeral_owner == 0 => stat,
-            _ => return self.sweep(&dir.path).await,
+            _ => return Box::pin(self.sweep(&dir.path)).await,
         };
         let deleted = self.client.delete(&dir.path, Some(vacant.version));
         let swept = self.send_sweep(self.paths.directory_of(&dir.path));
         // It was a key meanwhile, and may be none again.
         if let (Err(Failure::BadVersion), ()) = tokio::join!(deleted, swept) {
-            self.sweep(&dir.path).await;
+            Box::pin(self.sweep(&dir.path)).await;
         }
     }
 
     /// What is to be deleted, the deepest first: the contenders of a lock with it, whose holders are told that they lost it.
-    fn doomed(&self, found: Vec<(Key, Found)>) -> Vec<Doomed> {
+    fn doomed(found: Vec<(Key, Found)>) -> Vec<Doomed> {
         let mut doomed = Vec::with_capacity(found.len());
         for (key, found) in found.into_iter().rev().filter(|(_, found)| is_ours(found)) {
-            let (path, version, is_key) = (self.paths.key(&key), found.counter(), found.has_value);
+            let (version, is_key) = (found.counter(), found.has_value);
             let FoundLine { published, contenders } = found.line.map(|line| *line).unwrap_or_default();
-            let contenders = contenders.into_iter().map(|name| format!("{path}/{name}"));
-            let holder = published.map(|published| published.path);
-            doomed.extend(contenders.map(|path| Doomed {
-                counts: holder.as_ref() == Some(&path),
-                path,
+            let holder = published.as_ref().and_then(|published| path::name(&published.path));
+            doomed.extend(contenders.into_iter().map(|name| Doomed {
+                key: key.clone(),
+                counts: holder == Some(&name),
+                contender: Some(name),
                 // Whatever it has published by then.
                 version: ANY_VERSION,
                 is_key: false,
             }));
-            doomed.push(Doomed { path, version, is_key, counts: is_key });
+            doomed.push(Doomed { key, contender: None, version, is_key, counts: is_key });
         }
         doomed
+    }
+
+    /// Writes the path of the znode over a text.
+    fn write_path(&self, doomed: &Doomed, path: &mut String) {
+        self.paths.write_key(&doomed.key, path);
+        if let Some(name) = &doomed.contender {
+            path.push('/');
+            path.push_str(name);
+        }
     }
 
     /// Deletes these in batches, each at the version seen, and returns how many of them were keys. A batch in which something
@@ -187,15 +199,18 @@ impl Session {
     async fn delete_some(&self, batch: &[Doomed]) -> Result<Option<u64>> {
         match batch {
             [] => Ok(Some(0)),
-            [one] => self.delete_one(one).await.map(Some),
+            [one] => Box::pin(self.delete_one(one)).await.map(Some),
             many => self.delete_batch(many).await,
         }
     }
 
     /// How many keys a batch deleted; none where it met a conflict and deleted nothing.
     async fn delete_batch(&self, doomed: &[Doomed]) -> Result<Option<u64>> {
-        let mut batch = Batch::new(self);
-        doomed.iter().for_each(|one| batch.delete(&one.path, one.version));
+        let (mut batch, mut path) = (Batch::new(self), String::new());
+        for one in doomed {
+            self.write_path(one, &mut path);
+            batch.delete(&path, one.version);
+        }
         let keys = doomed.iter().map(|one| u64::from(one.counts)).sum();
         match batch.send().await {
             Ok(_) => Ok(Some(keys)),
@@ -205,11 +220,13 @@ impl Session {
     }
 
     async fn delete_one(&self, doomed: &Doomed) -> Result<u64> {
+        let mut path = String::new();
+        self.write_path(doomed, &mut path);
         if doomed.is_key {
             // What was beneath it is deleted by now; if not, the server says so and a marker is left.
-            return Ok(u64::from(self.remove(&doomed.path, doomed.version, false).await?));
+            return Ok(u64::from(self.remove(&path, doomed.version, false).await?));
         }
-        let deleted = self.client.delete(&doomed.path, Some(doomed.version)).await;
+        let deleted = self.client.delete(&path, Some(doomed.version)).await;
         Ok(u64::from(self.settled(deleted)?.is_some() && doomed.counts))
     }
 }

@@ -14,6 +14,8 @@ use super::published::Published;
 use super::session::{ATTEMPTS, Session};
 use crate::error::{Error, Result};
 use crate::types::{Check, Condition, Consistency, Operation, OperationResult, TxnOutcome};
+use futures_util::TryFutureExt;
+use futures_util::future::try_join_all;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use zookeeper_client::{CreateMode, Error as Failure, Stat};
@@ -27,28 +29,99 @@ enum Change<'t> {
     Delete,
 }
 
-/// The keys of a transaction by their paths, so that directories come before what is in them.
-type Parts<'t> = BTreeMap<String, Change<'t>>;
+/// A key of a transaction.
+struct Part<'t> {
+    path: String,
+    change: Change<'t>,
+}
+
+/// Who names a key: a check or an operation, by its position.
+#[derive(Clone, Copy)]
+enum Named {
+    Check(usize),
+    Operation(usize),
+}
+
+/// The keys of a transaction, each once.
+struct Parts<'t> {
+    /// In the order of their paths, so that directories come before what is in them.
+    parts: Vec<Part<'t>>,
+    /// For each check, the position of its key.
+    checked: Vec<usize>,
+}
+
+impl<'t> Parts<'t> {
+    fn new(session: &Session, checks: &[Check], operations: &'t [Operation]) -> Result<Self> {
+        let checked = checks.iter().enumerate().map(|(index, check)| (&check.key, Named::Check(index)));
+        let changed = operations.iter().enumerate().map(|(index, op)| (op.key(), Named::Operation(index)));
+        let mut named = Vec::with_capacity(checks.len() + operations.len());
+        named.extend(checked.chain(changed).map(|(key, named)| (session.paths.key(key), named)));
+        named.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut parts = Parts { parts: Vec::with_capacity(named.len()), checked: vec![0; checks.len()] };
+        for (path, named) in named {
+            parts.add(path, named, operations);
+        }
+        check_size(parts.bytes()).map(|()| parts)
+    }
+
+    /// The paths come in order.
+    fn add(&mut self, path: String, named: Named, operations: &'t [Operation]) {
+        if self.parts.last().is_none_or(|last| last.path != path) {
+            self.parts.push(Part { path, change: Change::None });
+        }
+        let Some(at) = self.parts.len().checked_sub(1) else { return };
+        match named {
+            Named::Check(index) => self.checked[index] = at,
+            Named::Operation(index) => {
+                self.parts[at].change = match &operations[index] {
+                    Operation::Put { value, .. } => Change::Put(node::encode(value), index),
+                    Operation::Delete { .. } => Change::Delete,
+                }
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let bytes = |part: &Part<'_>| if let Change::Put(data, _) = &part.change { data.len() } else { 0 };
+        self.parts.iter().map(bytes).sum()
+    }
+
+    fn paths(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.parts.iter().map(|part| part.path.as_str())
+    }
+
+    fn position(&self, path: &str) -> Option<usize> {
+        self.parts.binary_search_by(|part| part.path.as_str().cmp(path)).ok()
+    }
+
+    /// Whether the key at this path is put.
+    fn puts(&self, path: &str) -> bool {
+        self.position(path).is_some_and(|at| matches!(self.parts[at].change, Change::Put(..)))
+    }
+
+    fn puts_beneath(&self, path: &str) -> bool {
+        let prefix = format!("{path}/");
+        let first = self.parts.partition_point(|part| part.path < prefix);
+        let mut beneath = self.parts[first..].iter().take_while(|part| part.path.starts_with(&prefix));
+        beneath.any(|part| matches!(part.change, Change::Put(..)))
+    }
+}
 
 /// What a transaction saw.
 struct View {
-    /// The znodes of its keys.
-    nodes: BTreeMap<String, Node>,
-    /// What the holders of those that are locks have published.
-    published: BTreeMap<String, Published>,
+    /// The znodes of its keys, by position.
+    nodes: Vec<Node>,
+    /// What the holders of those that are locks have published, by position too.
+    published: BTreeMap<usize, Published>,
     /// The znodes above keys that are missing.
     above: BTreeMap<String, Option<Stat>>,
 }
 
 impl View {
-    fn node(&self, path: &str) -> Node {
-        self.nodes.get(path).copied().unwrap_or(Node::Missing)
-    }
-
-    fn meets(&self, path: &str, condition: &Condition) -> bool {
-        let version = match (self.node(path), self.published.get(path)) {
-            (Node::Key(stat), _) => Some(node::version(&stat)),
-            (_, published) => published.map(Published::version),
+    fn meets(&self, at: usize, condition: &Condition) -> bool {
+        let version = match &self.nodes[at] {
+            Node::Key(stat) => Some(node::version(stat)),
+            _ => self.published.get(&at).map(Published::version),
         };
         match condition {
             Condition::Exists => version.is_some(),
@@ -57,9 +130,9 @@ impl View {
         }
     }
 
-    fn stat(&self, path: &str) -> Option<&Stat> {
-        match self.nodes.get(path) {
-            Some(node) => node.stat(),
+    fn stat(&self, parts: &Parts<'_>, path: &str) -> Option<&Stat> {
+        match parts.position(path) {
+            Some(at) => self.nodes[at].stat(),
             None => self.above.get(path)?.as_ref(),
         }
     }
@@ -92,18 +165,18 @@ impl Session {
         checks: &[Check],
         operations: &[Operation],
     ) -> Result<TxnOutcome> {
-        let conditions = self.conditions(checks)?;
-        let parts = self.parts(&conditions, operations)?;
+        check_origins(checks)?;
+        let parts = Parts::new(self, checks, operations)?;
         for _ in 0..ATTEMPTS {
             let view = self.survey(&parts).await?;
-            let failed = conditions.iter().position(|(path, condition)| !view.meets(path, condition));
-            if let Some(index) = failed {
+            let met = |(check, at): (&Check, &usize)| view.meets(*at, &check.condition);
+            if let Some(index) = checks.iter().zip(&parts.checked).position(|checked| !met(checked)) {
                 self.stand_guard(guard).await?;
                 return Ok(TxnOutcome::CheckFailed { index });
             }
-            let plan = Plan::new(self, guard, &parts, &view)?;
-            if let Some(stats) = self.commit(plan).await? {
-                return Ok(TxnOutcome::Committed(self.results(operations, &stats)?));
+            let multi = Plan::new(self, guard, &parts, &view)?.multi;
+            if let Some(results) = self.commit(multi, operations.len()).await? {
+                return Ok(TxnOutcome::Committed(results));
             }
             self.stand_guard(guard).await?;
         }
@@ -113,120 +186,98 @@ impl Session {
     /// Fails where the lock is lost. Asked when the multi, which makes sure of it, failed or isn't sent.
     async fn stand_guard(&self, guard: Option<&Guard<'_>>) -> Result<()> {
         let Some(guard) = guard else { return Ok(()) };
-        let stats = self.send_stats(guard.paths.iter()).await?;
-        if stats.values().all(Option::is_some) { Ok(()) } else { Err(Error::lock_lost(guard.lock)) }
-    }
-
-    fn conditions<'t>(&self, checks: &'t [Check]) -> Result<Vec<(String, &'t Condition)>> {
-        for check in checks {
-            if let Condition::Version(version) = &check.condition {
-                node::check_origin(version)?;
-            }
-        }
-        Ok(checks.iter().map(|check| (self.paths.key(&check.key), &check.condition)).collect())
-    }
-
-    fn parts<'t>(&self, conditions: &[(String, &Condition)], operations: &'t [Operation]) -> Result<Parts<'t>> {
-        let mut parts: Parts<'t> = conditions.iter().map(|(path, _)| (path.clone(), Change::None)).collect();
-        let mut bytes = 0;
-        for (index, operation) in operations.iter().enumerate() {
-            let change = match operation {
-                Operation::Put { value, .. } => Change::Put(node::encode(value), index),
-                Operation::Delete { .. } => Change::Delete,
-            };
-            bytes += if let Change::Put(data, _) = &change { data.len() } else { 0 };
-            parts.insert(self.paths.key(operation.key()), change);
-        }
-        check_size(bytes).map(|()| parts)
+        let stats = self.send_stats(guard.paths.iter().map(String::as_str)).await?;
+        if stats.iter().all(Option::is_some) { Ok(()) } else { Err(Error::lock_lost(guard.lock)) }
     }
 
     async fn survey(&self, parts: &Parts<'_>) -> Result<View> {
-        let (mut nodes, mut published) = (BTreeMap::new(), BTreeMap::new());
-        for (path, node) in self.nodes(parts).await? {
-            if let Some(found) = self.published_at(path, &node).await? {
-                published.insert(path.to_owned(), found);
+        let nodes = self.nodes(parts).await?;
+        let mut published = BTreeMap::new();
+        for (at, (path, node)) in parts.paths().zip(&nodes).enumerate() {
+            if let Some(found) = self.published_at(path, node).await? {
+                published.insert(at, found);
             }
-            nodes.insert(path.to_owned(), node);
         }
-        let missing = nodes.iter().filter(|(_, node)| node.stat().is_none());
-        let above: BTreeSet<String> = missing.flat_map(|(path, _)| path::ancestors(path)).map(str::to_owned).collect();
-        let above = self.send_stats(above.iter()).await?;
+        let missing = parts.paths().zip(&nodes).filter(|(_, node)| node.stat().is_none());
+        let above: BTreeSet<&str> = missing.flat_map(|(path, _)| path::ancestors(path)).collect();
+        let stats = self.send_stats(above.iter().copied()).await?;
+        let above = above.into_iter().map(str::to_owned).zip(stats).collect();
         Ok(View { nodes, published, above })
     }
 
     /// The znodes of a transaction's keys; read whole where they are small, as one request does for all of them then.
-    async fn nodes<'t>(&self, parts: &'t Parts<'_>) -> Result<Vec<(&'t str, Node)>> {
-        if parts.len() > 1 && self.together.portion.are_small() {
-            let read = self.together.read_all(parts.keys().map(String::as_str)).await;
+    async fn nodes(&self, parts: &Parts<'_>) -> Result<Vec<Node>> {
+        if parts.parts.len() > 1 && self.together.portion.are_small() {
+            let read = self.together.read_all(parts.paths()).await;
             let read = read.map_err(|failure| self.read_error(failure))?;
             // Who may not read a znode may look at it.
             if !read.iter().any(|read| matches!(read, Err(Failure::NoAuth))) {
-                let node = |(path, read): (&'t String, Result<Data, Failure>)| {
-                    let read = self.unless_gone(read)?;
-                    Ok((path.as_str(), read.map_or(Node::Missing, |(data, stat)| Node::of(stat, &data))))
+                let node = |read: Result<Data, Failure>| {
+                    Ok(self.unless_gone(read)?.map_or(Node::Missing, |(data, stat)| Node::of(stat, &data)))
                 };
-                return parts.keys().zip(read).map(node).collect();
+                return read.into_iter().map(node).collect();
             }
         }
+        Box::pin(self.nodes_by_stats(parts)).await
+    }
+
+    /// The same, reading only what can't be told otherwise.
+    async fn nodes_by_stats(&self, parts: &Parts<'_>) -> Result<Vec<Node>> {
         let synced = self.synced(Consistency::Linearizable, "/");
-        let stats = self.send_stats(parts.keys());
+        let stats = self.send_stats(parts.paths());
         let (synced, stats) = tokio::join!(synced, stats);
         synced?;
         let stats = stats?;
-        self.together.portion.learn(stats.values().flatten());
-        let mut nodes = Vec::with_capacity(parts.len());
-        for path in parts.keys() {
-            let node = match stats.get(path).copied().flatten() {
+        self.together.portion.learn(stats.iter().flatten());
+        let mut nodes = Vec::with_capacity(stats.len());
+        for (path, stat) in parts.paths().zip(stats) {
+            nodes.push(match stat {
                 Some(stat) => self.identify(path, stat).await?,
                 None => Node::Missing,
-            };
-            nodes.push((path.as_str(), node));
+            });
         }
         Ok(nodes)
     }
 
-    fn send_stats<'p>(
-        &self,
-        paths: impl Iterator<Item = &'p String>,
-    ) -> impl Future<Output = Result<BTreeMap<String, Option<Stat>>>> {
-        let looks: Vec<_> = paths.map(|path| (path.clone(), self.client.check_stat(path))).collect();
-        async move {
-            let mut stats = BTreeMap::new();
-            for (path, look) in looks {
-                stats.insert(path, look.await.map_err(|failure| self.read_error(failure))?);
-            }
-            Ok(stats)
-        }
+    /// Sends the requests at once. Their answers are in the order of the paths.
+    fn send_stats<'p>(&self, paths: impl Iterator<Item = &'p str>) -> impl Future<Output = Result<Vec<Option<Stat>>>> {
+        try_join_all(paths.map(|path| self.client.check_stat(path))).map_err(|failure| self.read_error(failure))
     }
 
-    /// The stats after each operation that put a key, by the operation's position; none where the plan met a conflict.
-    async fn commit(&self, plan: Plan<'_>) -> Result<Option<BTreeMap<usize, Stat>>> {
-        let Plan { batch, puts, abandoned, .. } = plan;
+    /// What came of each of so many operations; none where the multi met a conflict.
+    async fn commit(&self, multi: Multi<'_>, operations: usize) -> Result<Option<Vec<OperationResult>>> {
+        let Multi { batch, puts, abandoned } = multi;
         if batch.len() == 0 {
-            return Ok(Some(BTreeMap::new()));
+            return Ok(Some(vec![OperationResult::Deleted; operations]));
         }
         check_size(batch.bytes())?;
         let sent = batch.send();
         let swept = self.send_sweep(abandoned.iter().map(String::as_str));
         match tokio::join!(sent, swept).0 {
-            Ok(stats) => {
-                Ok(Some(puts.into_iter().filter_map(|(index, at)| Some((index, stats.get(at).copied()??))).collect()))
-            }
+            Ok(stats) => self.results(operations, &puts, &stats).map(Some),
             Err(failure) if is_conflict(&failure) || failure == Failure::NoChildrenForEphemerals => Ok(None),
             Err(failure) => Err(self.write_error(failure)),
         }
     }
 
-    fn results(&self, operations: &[Operation], stats: &BTreeMap<usize, Stat>) -> Result<Vec<OperationResult>> {
-        let result = |(index, operation): (usize, &Operation)| match (operation, stats.get(&index)) {
-            (Operation::Delete { .. }, _) => Ok(OperationResult::Deleted),
-            (Operation::Put { .. }, Some(stat)) => Ok(OperationResult::Put(node::version(stat))),
-            (Operation::Put { .. }, None) => {
-                Err(self.write_error(Failure::UnexpectedError("a multi was answered without the stat of a set".into())))
-            }
-        };
-        operations.iter().enumerate().map(result).collect()
+    fn results(&self, operations: usize, puts: &[Put], stats: &[Option<Stat>]) -> Result<Vec<OperationResult>> {
+        let mut results = vec![OperationResult::Deleted; operations];
+        for Put { operation, set } in puts {
+            let Some(Some(stat)) = stats.get(*set) else {
+                let reason = "a multi was answered without the stat of a set";
+                return Err(self.write_error(Failure::UnexpectedError(reason.into())));
+            };
+            results[*operation] = OperationResult::Put(node::version(stat));
+        }
+        Ok(results)
     }
+}
+
+fn check_origins(checks: &[Check]) -> Result<()> {
+    checks.iter().try_for_each(|check| match &check.condition {
+        Condition::Version(version) => node::check_origin(version),
+        Condition::Exists | Condition::Absent => Ok(()),
+    })
 }
 
 fn check_size(bytes: usize) -> Result<()> {
@@ -239,135 +290,143 @@ fn check_size(bytes: usize) -> Result<()> {
     )))
 }
 
+/// Where the data of a put is set.
+struct Put {
+    /// The position of the operation.
+    operation: usize,
+    /// The position in the multi.
+    set: usize,
+}
+
 /// The multi of a transaction: first the pins, then the deletions, the deepest first, then the puts, directories first.
-struct Plan<'p> {
+struct Multi<'p> {
     batch: Batch<'p>,
+    puts: Vec<Put>,
+    /// Directories that may be empty afterwards.
+    abandoned: BTreeSet<String>,
+}
+
+/// A multi in the making.
+struct Plan<'p> {
+    multi: Multi<'p>,
     parts: &'p Parts<'p>,
     view: &'p View,
     /// Znodes made and deleted again, to prove that they were missing.
     pinned: BTreeSet<&'p str>,
     /// Znodes that the multi has deleted so far.
     gone: BTreeSet<&'p str>,
-    /// Znodes that the multi has made or found persistent so far.
+    /// Directories that the multi has made so far.
     made: BTreeSet<&'p str>,
-    /// Where in the multi each put's data is set: position of the operation, position in the multi.
-    puts: Vec<(usize, usize)>,
-    /// Directories that may be empty afterwards.
-    abandoned: BTreeSet<String>,
 }
 
 impl<'p> Plan<'p> {
     fn new(session: &'p Session, guard: Option<&Guard<'_>>, parts: &'p Parts<'p>, view: &'p View) -> Result<Self> {
-        let mut plan = Plan {
-            batch: Batch::new(session),
-            parts,
-            view,
-            pinned: BTreeSet::new(),
-            gone: BTreeSet::new(),
-            made: BTreeSet::new(),
-            puts: Vec::new(),
-            abandoned: BTreeSet::new(),
-        };
-        guard.iter().flat_map(|guard| &guard.paths).for_each(|path| plan.batch.check(path, ANY_VERSION));
+        let puts = Vec::with_capacity(parts.parts.len());
+        let mut multi = Multi { batch: Batch::new(session), puts, abandoned: BTreeSet::new() };
+        guard.iter().flat_map(|guard| &guard.paths).for_each(|path| multi.batch.check(path, ANY_VERSION));
+        let (pinned, gone, made) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut plan = Plan { multi, parts, view, pinned, gone, made };
         plan.pin_all();
         plan.delete_all(session);
         plan.put_all()?;
         Ok(plan)
     }
 
+    fn stat(&self, path: &str) -> Option<&'p Stat> {
+        self.view.stat(self.parts, path)
+    }
+
     /// Pins each key that no operation pins by writing to it.
     fn pin_all(&mut self) {
-        for (path, change) in self.parts {
-            if let Some(Published { path, stat, .. }) = self.view.published.get(path) {
-                self.batch.check(path, stat.version);
+        let view = self.view;
+        for (at, (part, node)) in self.parts.parts.iter().zip(&view.nodes).enumerate() {
+            if let Some(Published { path, stat, .. }) = view.published.get(&at) {
+                self.multi.batch.check(path, stat.version);
             }
-            match (change, self.view.node(path)) {
+            match (&part.change, node) {
                 (Change::Put(..), _) | (Change::Delete, Node::Key(_)) => {}
-                (_, Node::Key(stat) | Node::Vacant(stat)) => self.batch.check(path, stat.version),
-                (_, Node::Missing) => self.pin_absence(path),
+                (_, Node::Key(stat) | Node::Vacant(stat)) => self.multi.batch.check(&part.path, stat.version),
+                (_, Node::Missing) => self.pin_absence(&part.path),
             }
         }
     }
 
     /// Proves that the uppermost missing znode on the way to `path` is missing, and with it all beneath.
     fn pin_absence(&mut self, path: &'p str) {
-        let view = self.view;
-        let missing = path::ancestors(path).find(|dir| view.stat(dir).is_none()).unwrap_or(path);
-        let parent = path::parent(missing).and_then(|parent| Some((parent, view.stat(parent)?)));
+        let missing = path::ancestors(path).find(|dir| self.stat(dir).is_none()).unwrap_or(path);
+        let parent = path::parent(missing).and_then(|parent| Some((parent, self.stat(parent)?)));
         match parent {
             // Nothing can be beneath an ephemeral znode, nor can anything be made there for proof.
-            Some((parent, stat)) if node::is_ephemeral(stat) => self.batch.check(parent, stat.version),
+            Some((parent, stat)) if node::is_ephemeral(stat) => self.multi.batch.check(parent, stat.version),
             _ if self.pinned.insert(missing) => {
-                self.batch.create(missing, CreateMode::Persistent);
-                self.batch.delete(missing, 0);
+                self.multi.batch.create(missing, CreateMode::Persistent);
+                self.multi.batch.delete(missing, 0);
             }
             _ => {}
         }
     }
 
     fn delete_all(&mut self, session: &Session) {
-        for (path, change) in self.parts.iter().rev() {
-            match (change, self.view.node(path), self.view.published.get(path)) {
-                (Change::Delete, Node::Key(stat), _) => self.delete(session, path, &stat),
-                (Change::Delete, _, Some(published)) => self.batch.unpublish(published),
+        let view = self.view;
+        for (at, (part, node)) in self.parts.parts.iter().zip(&view.nodes).enumerate().rev() {
+            match (&part.change, node, view.published.get(&at)) {
+                (Change::Delete, Node::Key(stat), _) => self.delete(session, &part.path, stat),
+                (Change::Delete, _, Some(published)) => self.multi.batch.unpublish(published),
                 _ => {}
             }
         }
     }
 
     fn delete(&mut self, session: &Session, path: &'p str, stat: &Stat) {
-        let stays = stat.num_children > 0 || (self.is_put_beneath(path) && !node::is_ephemeral(stat));
+        let stays = stat.num_children > 0 || (self.parts.puts_beneath(path) && !node::is_ephemeral(stat));
         if stays {
-            self.batch.set(path, node::MARKER, stat.version);
-            self.abandoned.insert(path.to_owned());
+            self.multi.batch.set(path, node::MARKER, stat.version);
+            self.multi.abandoned.insert(path.to_owned());
         } else {
-            self.batch.delete(path, stat.version);
+            self.multi.batch.delete(path, stat.version);
             self.gone.insert(path);
-            self.abandoned.extend(session.paths.directory_of(path).map(str::to_owned));
+            self.multi.abandoned.extend(session.paths.directory_of(path).map(str::to_owned));
         }
     }
 
-    fn is_put_beneath(&self, path: &str) -> bool {
-        let prefix = format!("{path}/");
-        let beneath = self.parts.range(prefix.clone()..).take_while(|(other, _)| other.starts_with(&prefix));
-        beneath.into_iter().any(|(_, change)| matches!(change, Change::Put(..)))
-    }
-
     fn put_all(&mut self) -> Result<()> {
-        for (path, change) in self.parts {
-            if let Change::Put(data, index) = change {
-                self.put(path, data)?;
-                self.puts.push((*index, self.batch.len() - 1));
+        let view = self.view;
+        for (part, node) in self.parts.parts.iter().zip(&view.nodes) {
+            if let Change::Put(data, operation) = &part.change {
+                self.put(&part.path, node, data)?;
+                self.multi.puts.push(Put { operation: *operation, set: self.multi.batch.len() - 1 });
             }
         }
         Ok(())
     }
 
-    fn put(&mut self, path: &'p str, data: &[u8]) -> Result<()> {
-        match self.view.node(path) {
+    fn put(&mut self, path: &'p str, node: &Node, data: &[u8]) -> Result<()> {
+        match node {
             Node::Missing => {
                 self.make_directories(path)?;
-                self.batch.create_key(path, data, CreateMode::Persistent);
+                self.multi.batch.create_key(path, data, CreateMode::Persistent);
             }
-            Node::Key(stat) | Node::Vacant(stat) if node::goes_away(&stat) => {
-                self.batch.delete(path, stat.version);
-                self.batch.create_key_anew(path, data, CreateMode::Persistent, stat.version);
+            Node::Key(stat) | Node::Vacant(stat) if node::goes_away(stat) => {
+                self.multi.batch.delete(path, stat.version);
+                self.multi.batch.create_key_anew(path, data, CreateMode::Persistent, stat.version);
             }
-            Node::Key(stat) | Node::Vacant(stat) => self.batch.set(path, data, stat.version),
+            Node::Key(stat) | Node::Vacant(stat) => self.multi.batch.set(path, data, stat.version),
         }
-        self.made.insert(path);
         Ok(())
     }
 
     fn make_directories(&mut self, path: &'p str) -> Result<()> {
         for dir in path::ancestors(path) {
-            let present = if self.gone.contains(dir) { None } else { self.view.stat(dir) };
+            // What is put there comes first, and is persistent then.
+            if self.parts.puts(dir) || self.made.contains(dir) {
+                continue;
+            }
+            let present = if self.gone.contains(dir) { None } else { self.stat(dir) };
             match present {
-                _ if self.made.contains(dir) => {}
                 Some(stat) if node::is_ephemeral(stat) => return Err(errors::beneath_ttl_key()),
                 Some(_) => {}
                 None => {
-                    self.batch.create(dir, CreateMode::Persistent);
+                    self.multi.batch.create(dir, CreateMode::Persistent);
                     self.made.insert(dir);
                 }
             }

@@ -205,6 +205,10 @@ impl Open {
         }
     }
 
+    fn len(&self) -> usize {
+        self.listed.len() + self.others.len()
+    }
+
     fn first(&self) -> Option<&Visit> {
         self.listed.front().into_iter().chain(self.others.first()).min()
     }
@@ -404,7 +408,8 @@ impl Walk<'_> {
         }
         // Some may be no keys.
         let missing = self.quest.enough.saturating_sub(coming).saturating_add(SPARE);
-        let visits: Vec<_> = std::iter::from_fn(|| self.open.pop_first()).take(portion.min(missing)).collect();
+        let mut visits = Vec::with_capacity(portion.min(missing).min(self.open.len()));
+        visits.extend(std::iter::from_fn(|| self.open.pop_first()).take(portion.min(missing)));
         self.asked.insert(visits.first()?.clone());
         self.on_their_way += visits.len();
         Some(visits)
@@ -441,9 +446,10 @@ impl Walk<'_> {
         // The server tells them in no order. Keys that are made in order lie in order too, and that is how they are read.
         let mut names: Vec<_> = names.iter().map(String::as_str).collect();
         names.sort_unstable();
+        let mut visits = Vec::with_capacity(names.len());
         let mut children = session.paths.children(dir);
         let keys = names.into_iter().filter_map(|name| children.key(name));
-        let mut visits: Vec<_> = keys.map(Visit::node).filter(|visit| self.is_wanted(visit)).collect();
+        visits.extend(keys.map(Visit::node).filter(|visit| self.is_wanted(visit)));
         // An escaped name may sort otherwise than its key.
         visits.sort_unstable();
         self.found.reserve(visits.len().min(self.quest.enough));
