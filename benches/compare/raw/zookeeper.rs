@@ -170,7 +170,7 @@ impl Calls for Client {
         match self.set_data(&path, &value, None).await {
             Ok(stat) => Ok(stat.version),
             Err(Error::NoNode) => {
-                make(self, path.rsplit_once('/').map_or("", |(dir, _)| dir), b"").await?;
+                make(self, parent(&path), b"").await?;
                 make(self, &path, &value).await.map(|()| 0)
             }
             Err(error) => Err(error.into()),
@@ -188,10 +188,9 @@ impl Calls for Client {
     async fn delete(&self, key: &str) -> Result<()> {
         let path = path(key);
         let stat = look(self, &path).await?;
-        // Whether its directory is empty now, and can go too.
-        let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
         let deleted = self.delete(&path, Some(stat.version));
-        let (deleted, dir) = tokio::join!(deleted, self.check_stat(dir));
+        // Whether its directory is empty now, and can go too.
+        let (deleted, dir) = tokio::join!(deleted, self.check_stat(parent(&path)));
         deleted?;
         dir?;
         Ok(())
@@ -216,8 +215,12 @@ impl Calls for Client {
         for (path, (_, stat)) in paths.iter().zip(&found) {
             multi.add_delete(path, Some(stat.version))?;
         }
-        multi.commit().await?;
-        Client::delete(self, &path, None).await?;
+        // The directory goes in the same round trip, and the one above is looked at as with `delete`.
+        let (deleted, removed) = (multi.commit(), Client::delete(self, &path, None));
+        let (deleted, removed, above) = tokio::join!(deleted, removed, self.check_stat(parent(&path)));
+        deleted?;
+        removed?;
+        above?;
         Ok(paths.len())
     }
 
@@ -275,6 +278,10 @@ async fn contend(client: &Client, line: &str) -> Result<(String, Vec<String>), E
     let (made, names) = tokio::join!(made, names);
     let (_, number) = made?;
     Ok((number.to_string(), names?))
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(dir, _)| dir)
 }
 
 fn path(key: &str) -> String {

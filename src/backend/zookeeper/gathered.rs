@@ -125,7 +125,7 @@ impl Together {
         }
         let sync = is_fresh.then(|| self.client.sync(path));
         let stat = self.client.check_stat(path);
-        let (synced, stat) = tokio::join!(OptionFuture::from(sync), stat);
+        let (synced, stat) = join(OptionFuture::from(sync), stat).await;
         synced.transpose()?;
         let stat = stat?.ok_or(Failure::NoNode)?;
         self.portion.learn([&stat]);

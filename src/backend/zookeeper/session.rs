@@ -89,7 +89,7 @@ impl Session {
         if let Some(node) = Node::by_stat(stat) {
             return Ok(node);
         }
-        match self.client.get_data(path).await {
+        match Box::pin(self.client.get_data(path)).await {
             Ok((data, stat)) => Ok(Node::of(stat, &data)),
             Err(Failure::NoNode) => Ok(Node::Missing),
             Err(failure) => Err(self.read_error(failure)),

@@ -173,7 +173,7 @@ impl Session {
         let mut count = 0;
         loop {
             let batch = rest.pop().unwrap_or_default();
-            let removed = emptied.filter(|_| rest.is_empty()).map(|emptied| self.remove_dir(emptied));
+            let removed = emptied.filter(|_| rest.is_empty()).map(|emptied| Box::pin(self.remove_dir(emptied)));
             let (deleted, _) = tokio::join!(biased; self.delete_some(batch), OptionFuture::from(removed));
             match deleted {
                 Ok(Some(keys)) => count += keys,
