@@ -131,6 +131,9 @@ pub(crate) struct Spent {
     pub(crate) processor: Duration,
 }
 
+/// The pause before a burst. etcd writes to its database what came in 100 ms, and goes on for a while.
+const REST: Duration = Duration::from_millis(200);
+
 /// All callers, between two times that they run.
 pub(crate) struct Crowd<C: Calls> {
     client: C,
@@ -154,6 +157,7 @@ pub(crate) async fn measure<C: Calls, F: Future<Output = Result<Caller<C>>>>(
     crowd.forget();
     while crowd.spent.time < load.time {
         crowd.replenish().await?;
+        crowd.rest().await;
         crowd.go(load.time - crowd.spent.time, &run, &spawn).await?;
     }
     let figures = crowd.figures();
@@ -250,6 +254,17 @@ impl<C: Calls> Crowd<C> {
         }
     }
 
+    /// Lets the server see to what putting back has left it to do: peers put back in their own ways.
+    async fn rest(&self) {
+        if self.is_burst() {
+            tokio::time::sleep(REST).await;
+        }
+    }
+
+    fn is_burst(&self) -> bool {
+        matches!(self.load.call, Call::Delete | Call::DeleteTree100)
+    }
+
     async fn make_keys(&mut self, each: usize) -> Result<()> {
         let value = self.value();
         let mut names = Vec::with_capacity(each * self.callers.len());
@@ -281,8 +296,7 @@ impl<C: Calls> Crowd<C> {
         spawn: impl Fn(F) -> JoinHandle<Result<Caller<C>>>,
     ) -> Result<()> {
         let (begun, processor) = (Instant::now(), processor_time());
-        let is_burst = matches!(self.load.call, Call::Delete | Call::DeleteTree100);
-        let until = begun + if is_burst { Duration::from_secs(60) } else { time };
+        let until = begun + if self.is_burst() { Duration::from_secs(60) } else { time };
         let callers = std::mem::take(&mut self.callers).into_iter();
         let running: Vec<_> = callers.map(|caller| spawn(run(Caller { until, ..caller }))).collect();
         for caller in running {

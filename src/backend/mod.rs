@@ -412,3 +412,9 @@ pub struct Lease {
     /// The longest time that the key can outlive the process that wrote it.
     pub outlives_process_by: Duration,
 }
+
+/// How many bytes a call carries from one poll to the next, told by its type: it isn't made.
+#[cfg(all(test, any(feature = "consul", feature = "etcd", feature = "zookeeper")))]
+pub(crate) fn carried<A, F: Future>(_: impl Fn(A) -> F) -> usize {
+    size_of::<F>()
+}

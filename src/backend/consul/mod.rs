@@ -370,6 +370,23 @@ impl Backend for Consul {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::carried;
+
+    type C = &'static Consul;
+    type K = &'static Key;
+
+    #[test]
+    fn calls_carry_no_more_than_a_kilobyte() {
+        let sizes = [
+            carried(|(c, path): (C, &'static str)| c.together.read(path, Consistency::Stale)),
+            carried(|(c, k): (C, K)| c.is_there(k, Consistency::Stale)),
+            carried(|(c, k, v): (C, K, &'static Bytes)| c.write(k, v, Mode::Cas(1))),
+            carried(|(c, k): (C, K)| c.erase(k, None)),
+            carried(|(c, checks, o): (C, &'static [Check], &'static [Operation])| c.transact(None, checks, o)),
+            carried(|(c, d, o): (C, &'static Dir, &'static ListOptions)| c.pairs(d, o)),
+        ];
+        assert!(sizes.iter().all(|size| *size <= 1024), "{sizes:?}");
+    }
 
     fn wrong_part(url: &str) -> String {
         match connector(&Config::from_url(url).unwrap()) {

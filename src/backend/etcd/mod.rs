@@ -201,3 +201,29 @@ impl Backend for Driver {
         self.session.prove().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::carried;
+
+    type T = &'static Together;
+    type S = &'static Session;
+    type K = &'static Key;
+
+    #[test]
+    fn calls_carry_no_more_than_a_kilobyte() {
+        let sizes = [
+            carried(|(t, k): (T, K)| kv::get(t, k, Consistency::Stale)),
+            carried(|(t, k): (T, K)| kv::exists(t, k, Consistency::Stale)),
+            carried(|(t, k, v): (T, K, &'static Bytes)| kv::put(t, k, v)),
+            carried(|(t, k): (T, K)| kv::delete(t, k)),
+            carried(|(t, k, v, e): (T, K, &'static Bytes, &'static Expected)| kv::atomic_put(t, k, v, e)),
+            carried(|(t, k, v): (T, K, &'static Version)| kv::atomic_delete(t, k, v)),
+            carried(|(s, c, o): (S, &'static [Check], &'static [Operation])| kv::txn(s, c, o)),
+            carried(|(s, d, o): (S, &'static Dir, &'static ListOptions)| range::list(s, d, o)),
+            carried(|(s, d): (S, &'static Dir)| range::delete_tree(s, d)),
+        ];
+        assert!(sizes.iter().all(|size| *size <= 1024), "{sizes:?}");
+    }
+}

@@ -192,3 +192,28 @@ impl Backend for ZooKeeper {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::carried;
+
+    type S = &'static Session;
+    type K = &'static Key;
+
+    #[test]
+    fn calls_carry_no_more_than_a_kilobyte() {
+        let sizes = [
+            carried(|(s, k): (S, K)| s.get(k, Consistency::Stale)),
+            carried(|(s, k): (S, K)| s.exists(k, Consistency::Stale)),
+            carried(|(s, k, v): (S, K, &'static Bytes)| s.put(k, v)),
+            carried(|(s, k): (S, K)| s.delete(k)),
+            carried(|(s, k, v, e): (S, K, &'static Bytes, &'static Expected)| s.atomic_put(k, v, e)),
+            carried(|(s, k, v): (S, K, &'static Version)| s.atomic_delete(k, v)),
+            carried(|(s, c, o): (S, &'static [Check], &'static [Operation])| s.txn(c, o)),
+            carried(|(s, d, o): (S, &'static Dir, &'static ListOptions)| s.list(d, o)),
+            carried(|(s, d): (S, &'static Dir)| s.delete_tree(d)),
+        ];
+        assert!(sizes.iter().all(|size| *size <= 1024), "{sizes:?}");
+    }
+}
