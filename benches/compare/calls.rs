@@ -131,9 +131,6 @@ pub(crate) struct Spent {
     pub(crate) processor: Duration,
 }
 
-/// The pause before a burst. etcd writes to its database what came in 100 ms, and goes on for a while.
-const REST: Duration = Duration::from_millis(200);
-
 /// All callers, between two times that they run.
 pub(crate) struct Crowd<C: Calls> {
     client: C,
@@ -157,7 +154,6 @@ pub(crate) async fn measure<C: Calls, F: Future<Output = Result<Caller<C>>>>(
     crowd.forget();
     while crowd.spent.time < load.time {
         crowd.replenish().await?;
-        crowd.rest().await;
         crowd.go(load.time - crowd.spent.time, &run, &spawn).await?;
     }
     let figures = crowd.figures();
@@ -251,13 +247,6 @@ impl<C: Calls> Crowd<C> {
             Call::Delete => self.make_keys((512 / self.load.callers).clamp(8, 64)).await,
             Call::DeleteTree100 => self.make_trees((64 / self.load.callers).clamp(2, 4)).await,
             _ => Ok(()),
-        }
-    }
-
-    /// Lets the server see to what putting back has left it to do: peers put back in their own ways.
-    async fn rest(&self) {
-        if self.is_burst() {
-            tokio::time::sleep(REST).await;
         }
     }
 
