@@ -3,6 +3,9 @@
 //! The client library sends a request when its method is called, not when its future is polled, and ZooKeeper answers a
 //! session's requests in order. Functions here that are not `async` rely on it: they send at once, so that requests made one
 //! after the other share a round trip.
+//!
+//! A future has room for all that it may come to wait for. So what is rare is boxed, and what is only waited for is mapped: an
+//! `async` block would have room twice for a future that is moved into it.
 
 use super::batch::{Batch, is_conflict};
 use super::doubt::Doubts;
