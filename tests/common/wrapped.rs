@@ -98,8 +98,13 @@ impl Plan {
         let random = Mutex::new(fastrand::Rng::with_seed(seed));
         Plan::new(move |step| {
             let mut random = random.lock().unwrap();
-            // Without a connection nothing else can go wrong.
-            let odds = if step == Step::Connect { odds.min(0.3) } else { odds };
+            let odds = match step {
+                // Without a connection nothing else can go wrong.
+                Step::Connect => odds.min(0.3),
+                // A store closes only once, and half of them in peace.
+                Step::Close => odds.max(0.5),
+                _ => odds,
+            };
             if random.f64() >= odds {
                 return Fault::None;
             }
