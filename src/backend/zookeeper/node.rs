@@ -39,8 +39,7 @@ pub(super) enum Node {
 impl Node {
     /// What a znode with this stat and data is.
     pub(super) fn of(stat: Stat, data: &[u8]) -> Self {
-        let vacant = if data.is_empty() { stat.version == 0 } else { data == MARKER || data == SHARED };
-        if vacant { Node::Vacant(stat) } else { Node::Key(stat) }
+        if is_key(&stat, data) { Node::Key(stat) } else { Node::Vacant(stat) }
     }
 
     /// What a znode with this stat is, where that can be told without its data.
@@ -62,6 +61,11 @@ impl Node {
     pub(super) fn is_key(&self) -> bool {
         matches!(self, Node::Key(_))
     }
+}
+
+/// Whether the znode with this stat and data is a key.
+pub(super) fn is_key(stat: &Stat, data: &[u8]) -> bool {
+    if data.is_empty() { stat.version != 0 } else { data != MARKER && data != SHARED }
 }
 
 /// The data that stands for `value`.

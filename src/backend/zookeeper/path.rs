@@ -53,7 +53,8 @@ impl Paths {
 
     /// Makes the keys of the znodes in `dir`.
     pub(super) fn children(&self, dir: &Dir) -> Children {
-        Children { keys: key::Children::of(dir), is_top: dir.is_root() && self.namespace.is_root() }
+        let is_top = dir.is_root() && self.namespace.is_root();
+        Children { keys: key::Children::of(dir), is_top, have_escapes: false }
     }
 
     /// The key of the znode at `path`, or none where that is no key of ours.
@@ -78,6 +79,7 @@ pub(super) struct Children {
     keys: key::Children,
     /// The directory is the server's own root.
     is_top: bool,
+    have_escapes: bool,
 }
 
 impl Children {
@@ -87,7 +89,14 @@ impl Children {
         if is_reserved || Contender::parse(name).is_some() {
             return None;
         }
-        self.keys.key(&decode(name)?)
+        let decoded = decode(name)?;
+        self.have_escapes |= matches!(decoded, Cow::Owned(_));
+        self.keys.key(&decoded)
+    }
+
+    /// Whether a name was another than its key's.
+    pub(super) fn have_escapes(&self) -> bool {
+        self.have_escapes
     }
 }
 

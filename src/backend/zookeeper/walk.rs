@@ -4,8 +4,8 @@
 //! the keys' bytes. It ends as soon as enough is found and nothing unread could come before it.
 
 use super::contender::Line;
-use super::gathered::{Data, MultiRead, Part};
-use super::node::{self, Node};
+use super::gathered::{MultiRead, Part};
+use super::node;
 use super::published::Published;
 use super::session::Session;
 use crate::error::{Error, Result};
@@ -44,6 +44,20 @@ impl Quest<'_> {
     /// All znodes of a tree.
     pub(super) const EVERYTHING: Self =
         Quest { values: false, descend: true, vacant: true, after: None, enough: usize::MAX };
+
+    /// What is still to be seen of this znode, to tell what it is and what is beneath it.
+    fn rest(&self, stat: &Stat, found: &Found) -> Rest {
+        match stat.num_children > 0 {
+            true if self.vacant || !found.has_value => Rest::Line,
+            true if self.descend => Rest::Names,
+            _ => Rest::Nothing,
+        }
+    }
+
+    /// Whether this is one of the entries that it is after.
+    fn wants(&self, key: &Key, found: &Found) -> bool {
+        (found.is_key() || self.vacant) && self.after.is_none_or(|after| key > after)
+    }
 }
 
 /// A znode found. There may be a great many.
@@ -73,6 +87,12 @@ impl Found {
     fn new(stat: &Stat, has_value: bool, value: Bytes) -> Self {
         let is_owned = stat.ephemeral_owner != 0;
         Found { version: node::version(stat), value, has_value, is_owned, line: None }
+    }
+
+    /// The znode that has this data.
+    fn read(data: Vec<u8>, stat: &Stat, quest: Quest<'_>) -> Self {
+        let is_key = node::is_key(stat, &data);
+        Found::new(stat, is_key, if quest.values { node::decode(data) } else { Bytes::new() })
     }
 
     /// With those in line, by the names of the znode's children.
@@ -166,26 +186,19 @@ struct Seen {
     unread: bool,
 }
 
-/// What a znode's own data says about it.
-enum Sifted {
-    Seen(Seen),
-    /// What it is depends on its children.
-    Unclear(Found),
-    /// It may not be read.
-    Denied,
+impl Seen {
+    fn directory(found: Found) -> Self {
+        Seen { found: Some(found), children: Vec::new(), unread: true }
+    }
 }
 
-/// What a znode's own data says about it.
-fn sift((data, stat): Data, quest: Quest<'_>) -> Sifted {
-    let node = Node::of(stat, &data);
-    let value = if quest.values { node::decode(data) } else { Bytes::new() };
-    let found = Found::new(&stat, node.is_key(), value);
-    // It may be a lock, or have a line of contenders that goes with it: its children tell.
-    if stat.num_children > 0 && (quest.vacant || !node.is_key()) {
-        return Sifted::Unclear(found);
-    }
-    let unread = quest.descend && stat.num_children > 0;
-    Sifted::Seen(Seen { found: Some(found), children: Vec::new(), unread })
+/// What is still to be seen of a znode whose own data is known.
+enum Rest {
+    Nothing,
+    /// The names of its children.
+    Names,
+    /// Its children: it may be a lock, or have a line of contenders that goes with it.
+    Line,
 }
 
 /// The visits that are still to be made, the first of them first.
@@ -231,21 +244,35 @@ struct Walk<'q> {
     asked: BTreeSet<Visit>,
     /// How many are asked for in all.
     on_their_way: usize,
-    /// Not quite in order.
     found: Vec<(Key, Found)>,
+    /// What is found is in the order of the keys: nearly always it is.
+    in_order: bool,
 }
 
-/// What one request was for, and what came of each.
+/// What came of one request.
 struct Answer {
-    visits: Vec<Visit>,
-    seen: Vec<Seen>,
+    /// The first visit that it was for.
+    first: Option<Visit>,
+    /// How many visits it was for.
+    count: usize,
+    /// What the quest is after, as far as a znode's own data told it: of most there is no more to see.
+    found: Vec<(Key, Found)>,
+    /// All else that was seen.
+    seen: Vec<(Visit, Seen)>,
+}
+
+impl Answer {
+    /// Nothing yet.
+    fn to(visits: &[Visit]) -> Self {
+        Answer { first: visits.first().cloned(), count: visits.len(), found: Vec::new(), seen: Vec::new() }
+    }
 }
 
 impl Session {
     /// What is beneath `dir`, whose children have these names, in the keys' order.
     pub(super) async fn walk(&self, dir: &Dir, names: &[String], quest: Quest<'_>) -> Result<Vec<(Key, Found)>> {
         let (open, asked) = (Open::default(), BTreeSet::new());
-        let mut walk = Walk { quest, open, asked, on_their_way: 0, found: Vec::new() };
+        let mut walk = Walk { quest, open, asked, on_their_way: 0, found: Vec::new(), in_order: true };
         let mut answers = FuturesUnordered::new();
         walk.open_children(self, dir, names);
         while !walk.is_complete() {
@@ -273,11 +300,16 @@ impl Session {
                 Err(failure) => Err(failure),
             };
             if let Some(parts) = answered.map_err(|failure| self.read_error(failure))? {
-                return Ok(Answer { seen: self.see_all(&visits, parts, quest).await?, visits });
+                return self.see_all(visits, parts, quest).await;
             }
         }
-        let seen = try_join_all(visits.iter().map(|visit| self.see(visit, quest))).await?;
-        Ok(Answer { seen, visits })
+        let mut answer = Answer::to(&visits);
+        let seen = visits.into_iter().map(async |visit| {
+            let seen = self.see(&visit, quest).await?;
+            Ok::<_, Error>((visit, seen))
+        });
+        answer.seen = try_join_all(seen).await?;
+        Ok(answer)
     }
 
     fn send_multi_read(
@@ -292,47 +324,47 @@ impl Session {
         Ok(read.send())
     }
 
-    /// What one request found out about each of these.
-    async fn see_all(&self, visits: &[Visit], parts: Vec<MultiReadResult>, quest: Quest<'_>) -> Result<Vec<Seen>> {
+    /// What one request found out about these.
+    async fn see_all(&self, visits: Vec<Visit>, parts: Vec<MultiReadResult>, quest: Quest<'_>) -> Result<Answer> {
         let stats = parts
             .iter()
             .filter_map(|part| if let MultiReadResult::Data { stat, .. } = part { Some(stat) } else { None });
         self.together.portion.learn(stats);
-        let (mut seen, mut rest) = (Vec::with_capacity(parts.len()), Vec::new());
-        for (at, part) in parts.into_iter().enumerate() {
-            let sifted = match part {
-                MultiReadResult::Error { err: Failure::NoNode } => Sifted::Seen(Seen::default()),
+        let (mut answer, mut unclear) = (Answer::to(&visits), Vec::new());
+        answer.found.reserve(visits.len());
+        for (visit, part) in visits.into_iter().zip(parts) {
+            match part {
+                MultiReadResult::Data { data, stat } => {
+                    let found = Found::read(data, &stat, quest);
+                    match quest.rest(&stat, &found) {
+                        Rest::Nothing if quest.wants(&visit.key, &found) => answer.found.push((visit.key, found)),
+                        Rest::Nothing => {}
+                        Rest::Names => answer.seen.push((visit, Seen::directory(found))),
+                        Rest::Line => unclear.push((visit, Some(found))),
+                    }
+                }
+                MultiReadResult::Children { children } => {
+                    answer.seen.push((visit, Seen { children, ..Seen::default() }))
+                }
+                MultiReadResult::Error { err: Failure::NoNode } => {}
                 // Who may not read a znode may look at it.
-                MultiReadResult::Error { err: Failure::NoAuth } if !quest.values => Sifted::Denied,
+                MultiReadResult::Error { err: Failure::NoAuth } if !quest.values => unclear.push((visit, None)),
                 MultiReadResult::Error { err } => return Err(self.read_error(err)),
-                MultiReadResult::Children { children } => Sifted::Seen(Seen { children, ..Seen::default() }),
-                MultiReadResult::Data { data, stat } => sift((data, stat), quest),
                 other => {
                     let reason = format!("a multiRead was answered with {other:?}");
                     return Err(self.read_error(Failure::UnexpectedError(reason)));
                 }
-            };
-            match sifted {
-                Sifted::Seen(clear) => seen.push(clear),
-                unclear => {
-                    seen.push(Seen::default());
-                    rest.push((at, unclear));
-                }
             }
         }
-        let clear = rest.into_iter().map(async |(at, sifted)| {
-            let visit: &Visit = &visits[at];
-            let seen = match sifted {
-                Sifted::Seen(seen) => seen,
-                Sifted::Unclear(found) => self.see_line(&self.paths.key(&visit.key), found, quest).await?,
-                Sifted::Denied => self.see(visit, quest).await?,
+        let clear = unclear.into_iter().map(async |(visit, found)| {
+            let seen = match found {
+                Some(found) => self.see_line(&self.paths.key(&visit.key), found, quest).await?,
+                None => self.see(&visit, quest).await?,
             };
-            Ok::<_, Error>((at, seen))
+            Ok::<_, Error>((visit, seen))
         });
-        for (at, clear) in try_join_all(clear).await? {
-            seen[at] = clear;
-        }
-        Ok(seen)
+        answer.seen.extend(try_join_all(clear).await?);
+        Ok(answer)
     }
 
     async fn see(&self, visit: &Visit, quest: Quest<'_>) -> Result<Seen> {
@@ -352,12 +384,13 @@ impl Session {
     }
 
     async fn see_value(&self, path: &str, quest: Quest<'_>) -> Result<Option<Seen>> {
-        let Some(data) = self.unless_gone(self.client.get_data(path).await)? else { return Ok(None) };
-        self.together.portion.learn([&data.1]);
-        match sift(data, quest) {
-            Sifted::Seen(seen) => Ok(Some(seen)),
-            Sifted::Unclear(found) => self.see_line(path, found, quest).await.map(Some),
-            Sifted::Denied => Ok(None),
+        let Some((data, stat)) = self.unless_gone(self.client.get_data(path).await)? else { return Ok(None) };
+        self.together.portion.learn([&stat]);
+        let found = Found::read(data, &stat, quest);
+        match quest.rest(&stat, &found) {
+            Rest::Nothing => Ok(Some(Seen { found: Some(found), ..Seen::default() })),
+            Rest::Names => Ok(Some(Seen::directory(found))),
+            Rest::Line => self.see_line(path, found, quest).await.map(Some),
         }
     }
 
@@ -415,14 +448,28 @@ impl Walk<'_> {
         Some(visits)
     }
 
-    fn take(&mut self, session: &Session, Answer { visits, seen }: Answer) {
-        if let Some(first) = visits.first() {
-            self.asked.remove(first);
+    fn take(&mut self, session: &Session, answer: Answer) {
+        if let Some(first) = answer.first {
+            self.asked.remove(&first);
         }
-        self.on_their_way -= visits.len();
-        for (visit, seen) in visits.into_iter().zip(seen) {
+        self.on_their_way -= answer.count;
+        self.add(answer.found);
+        for (visit, seen) in answer.seen {
             self.take_one(session, visit, seen);
         }
+    }
+
+    fn add(&mut self, found: Vec<(Key, Found)>) {
+        if let (Some((last, _)), Some((first, _))) = (self.found.last(), found.first()) {
+            self.in_order &= last < first;
+        }
+        let coming = self.on_their_way + self.open.len();
+        if self.found.is_empty() && coming == 0 {
+            self.found = found;
+            return;
+        }
+        self.found.reserve(found.len() + coming.min(self.quest.enough));
+        self.found.extend(found);
     }
 
     fn take_one(&mut self, session: &Session, visit: Visit, seen: Seen) {
@@ -435,10 +482,9 @@ impl Walk<'_> {
                 self.open.others.insert(visit);
             }
         }
-        let behind = self.quest.after.is_none_or(|after| visit.key > *after);
-        let found = seen.found.filter(|found| behind && (found.is_key() || self.quest.vacant));
-        if let Some(found) = found {
+        if let Some(found) = seen.found.filter(|found| self.quest.wants(&visit.key, found)) {
             self.found.push((visit.key, found));
+            self.in_order = false;
         }
     }
 
@@ -450,9 +496,10 @@ impl Walk<'_> {
         let mut children = session.paths.children(dir);
         let keys = names.into_iter().filter_map(|name| children.key(name));
         visits.extend(keys.map(Visit::node).filter(|visit| self.is_wanted(visit)));
-        // An escaped name may sort otherwise than its key.
-        visits.sort_unstable();
-        self.found.reserve(visits.len().min(self.quest.enough));
+        if children.have_escapes() {
+            // Such a name may sort otherwise than its key.
+            visits.sort_unstable();
+        }
         self.open.extend(visits);
     }
 
@@ -461,7 +508,10 @@ impl Walk<'_> {
     }
 
     fn sort(&mut self) {
-        self.found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        if !self.in_order {
+            self.found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            self.in_order = true;
+        }
     }
 
     /// Whether enough is found that nothing unread can come before.
