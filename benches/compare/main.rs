@@ -15,6 +15,7 @@ mod calls;
 mod case;
 mod chart;
 mod client;
+mod cores;
 mod crowd;
 mod failover;
 mod figures;
@@ -89,7 +90,8 @@ fn compare(subject: Subject, backend: Backend, options: &Options, report: &mut R
         let worn = site.is_none() || matches!(subject, Subject::Calls | Subject::Linear);
         if worn {
             drop(site);
-            site = Site::open(backend, subject, options.libkv.is_some())?;
+            let open = || Site::open(backend, subject, options.libkv.is_some());
+            site = if subject == Subject::Failover { open()? } else { options.cores.for_servers(open)? };
         }
         let Some(site) = &site else {
             peers.iter().for_each(|peer| report.skip(subject, backend, *peer, "no server"));
@@ -161,12 +163,12 @@ fn measure(case: Case, site: &Site, amounts: &Amounts, options: &Options) -> Res
     }
     let place = site.place()?;
     if case.peer == Peer::Libkv {
-        return libkv::measure(options.libkv.as_deref(), case, &place, amounts);
+        return options.cores.for_clients(|| libkv::measure(options.libkv.as_deref(), case, &place, amounts));
     }
     let job = |step| Job { case, place: place.clone(), amounts: amounts.clone(), step };
     let is_prepared = matches!(place, Place::Server { .. } | Place::Folder(_));
     if is_prepared && matches!(case.task, Task::Linear { work: Work::List, .. }) {
         worker::employ(&job(Step::Prepare))?;
     }
-    worker::employ(&job(Step::Measure))
+    options.cores.for_clients(|| worker::employ(&job(Step::Measure)))
 }

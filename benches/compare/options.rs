@@ -2,6 +2,7 @@
 
 use crate::case::{Backend, Call, Peer, Subject, Task, Work};
 use crate::client::Result;
+use crate::cores::Cores;
 use crate::libkv;
 use crate::watch::Plan;
 use lexopt::prelude::{Long, Short, ValueExt};
@@ -41,6 +42,7 @@ cargo bench --all-features --bench compare -- [OPTIONS]
   --lock-time TIME    lock: how long a turn lasts  [3s]
   --handoffs N        handoff: how many a turn has  [30]
   --failovers N       failover: how many a turn has  [3]
+  --apart             clients and servers have half of the processors each, as if on machines of their own; not for failover
   --json FILE         write each turn's figures to this file, a line of JSON each
   --svg FILE          draw the throughput of calls
   --from FILE         measure nothing, and make tables and chart from such lines of JSON; may be given several times
@@ -59,6 +61,7 @@ pub(crate) struct Options {
     pub(crate) callers: Vec<usize>,
     pub(crate) amounts: Amounts,
     rounds: Option<u32>,
+    pub(crate) cores: Cores,
     pub(crate) json: Option<PathBuf>,
     pub(crate) svg: Option<PathBuf>,
     pub(crate) from: Vec<PathBuf>,
@@ -92,7 +95,7 @@ impl Amounts {
 impl Options {
     /// None where nothing is to be measured.
     pub(crate) fn from_command_line() -> Result<Option<Self>> {
-        let mut options = Options::default();
+        let mut options = Options::new(Cores::shared()?);
         let (mut arguments, mut by_bench) = (lexopt::Parser::from_env(), false);
         while let Some(argument) = arguments.next()? {
             let Long(name) = argument else {
@@ -138,6 +141,7 @@ impl Options {
             "lock-time" => amounts.lock_time = value()?.parse_with(humantime::parse_duration)?,
             "handoffs" => amounts.handoffs = value()?.parse()?,
             "failovers" => amounts.failovers = value()?.parse()?,
+            "apart" => self.cores = Cores::apart()?,
             "json" => self.json = Some(value()?.into()),
             "svg" => self.svg = Some(value()?.into()),
             "from" => self.from.push(value()?.into()),
@@ -176,18 +180,8 @@ impl Options {
         callers.iter().map(|callers| Task::Calls { call, callers: *callers }).collect()
     }
 
-    /// Without a choice everything is compared.
-    fn or_all(mut self) -> Self {
-        all_if_none(&mut self.subjects, Subject::ALL);
-        all_if_none(&mut self.backends, Backend::ALL);
-        all_if_none(&mut self.peers, Peer::ALL);
-        all_if_none(&mut self.calls, Call::ALL);
-        self
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
+    /// Nothing is chosen.
+    fn new(cores: Cores) -> Self {
         Options {
             subjects: Vec::new(),
             backends: Vec::new(),
@@ -207,11 +201,21 @@ impl Default for Options {
                 failovers: 3,
             },
             rounds: None,
+            cores,
             json: None,
             svg: None,
             from: Vec::new(),
             libkv: std::env::var_os(libkv::VARIABLE).filter(|path| !path.is_empty()).map(Into::into),
         }
+    }
+
+    /// Without a choice everything is compared.
+    fn or_all(mut self) -> Self {
+        all_if_none(&mut self.subjects, Subject::ALL);
+        all_if_none(&mut self.backends, Backend::ALL);
+        all_if_none(&mut self.peers, Peer::ALL);
+        all_if_none(&mut self.calls, Call::ALL);
+        self
     }
 }
 

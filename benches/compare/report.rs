@@ -27,6 +27,9 @@ enum Line {
 struct Setting {
     amounts: Amounts,
     cores: usize,
+    /// Those that servers have for themselves. Former runs didn't say: none.
+    #[serde(default)]
+    server_cores: Option<usize>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -56,8 +59,8 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(options: &Options) -> Result<Self> {
-        let cores = std::thread::available_parallelism()?.get();
-        let setting = Setting { amounts: options.amounts.clone(), cores };
+        let (cores, server_cores) = options.cores.counts();
+        let setting = Setting { amounts: options.amounts.clone(), cores, server_cores };
         let mut json = options.json.as_ref().map(File::create).transpose()?;
         if let Some(file) = &mut json {
             writeln!(file, "{}", serde_json::to_string(&setting)?)?;
@@ -211,9 +214,11 @@ impl Report {
             }
         };
         let (rounds, cores) = (self.rounds(subject), self.setting.cores);
-        format!(
-            "{what}: medians over {rounds} rounds (lowest to highest) of {turn}; {cores} cores for clients and server together"
-        )
+        let cores = match self.setting.server_cores {
+            Some(servers) => format!("{cores} cores for clients, {servers} for the server"),
+            None => format!("{cores} cores for clients and server together"),
+        };
+        format!("{what}: medians over {rounds} rounds (lowest to highest) of {turn}; {cores}")
     }
 
     fn tables(&self, subject: Subject) -> Vec<Table> {
