@@ -245,7 +245,7 @@ impl<C: Calls> Crowd<C> {
     pub(crate) async fn replenish(&mut self) -> Result<()> {
         match self.load.call {
             Call::Delete => self.make_keys((512 / self.load.callers).clamp(8, 64)).await,
-            Call::DeleteTree100 => self.make_trees((64 / self.load.callers).clamp(2, 4)).await,
+            Call::DeleteTree100 => self.make_trees((64 / self.load.callers).clamp(2, 16)).await,
             _ => Ok(()),
         }
     }

@@ -170,5 +170,10 @@ fn measure(case: Case, site: &Site, amounts: &Amounts, options: &Options) -> Res
     if is_prepared && matches!(case.task, Task::Linear { work: Work::List, .. }) {
         worker::employ(&job(Step::Prepare))?;
     }
-    options.cores.for_clients(|| worker::employ(&job(Step::Measure)))
+    let measured = || worker::employ(&job(Step::Measure));
+    match place {
+        Place::Server { .. } => options.cores.for_clients(measured),
+        // There is no server to keep apart from.
+        Place::Folder(_) | Place::Memory => measured(),
+    }
 }

@@ -215,7 +215,9 @@ impl Report {
         };
         let (rounds, cores) = (self.rounds(subject), self.setting.cores);
         let cores = match self.setting.server_cores {
-            Some(servers) => format!("{cores} cores for clients, {servers} for the server"),
+            Some(servers) => {
+                format!("of the cores {cores} for clients and {servers} for the server, where there is one")
+            }
             None => format!("{cores} cores for clients and server together"),
         };
         format!("{what}: medians over {rounds} rounds (lowest to highest) of {turn}; {cores}")
