@@ -531,6 +531,7 @@ impl Walk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::BackendKind;
     use proptest::prelude::*;
 
     fn key(text: &str) -> Key {
@@ -584,6 +585,33 @@ mod tests {
                 }
             }
             prop_assert!(std::iter::from_fn(|| open.pop_first()).eq(expected));
+        }
+    }
+
+    /// Several at a time, and each time some that lie in order.
+    fn any_answers() -> impl Strategy<Value = Vec<Vec<String>>> {
+        prop::collection::btree_set("[a-c]{1,3}", 0..16).prop_flat_map(|keys| {
+            let keys: Vec<_> = keys.into_iter().collect();
+            Just(keys.chunks(3).map(<[_]>::to_vec).collect::<Vec<_>>()).prop_shuffle()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn answers_that_overtake_each_other_are_put_in_order(answers in any_answers()) {
+            let (open, asked) = (Open::default(), BTreeSet::new());
+            let quest = Quest::EVERYTHING;
+            let mut walk = Walk { quest, open, asked, on_their_way: 0, found: Vec::new(), in_order: true };
+            for answer in &answers {
+                let version = Version::new(BackendKind::ZooKeeper, 1);
+                let found = || Found { version, value: Bytes::new(), has_value: true, is_owned: false, line: None };
+                walk.add(answer.iter().map(|name| (key(name), found())).collect());
+            }
+            walk.sort();
+            let found: Vec<_> = walk.found.iter().map(|(key, _)| key.as_str()).collect();
+            let mut expected: Vec<_> = answers.iter().flatten().map(String::as_str).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(found, expected);
         }
     }
 
