@@ -33,7 +33,7 @@ impl Cores {
         }
     }
 
-    /// Does what starts a client, or is one: it has the clients' processors.
+    /// Does what starts a client: it has the clients' processors.
     pub(crate) fn for_clients<T>(&self, start: impl FnOnce() -> Result<T>) -> Result<T> {
         match self {
             Cores::Shared(_) => start(),

@@ -215,10 +215,10 @@ impl Report {
         };
         let (rounds, cores) = (self.rounds(subject), self.setting.cores);
         let cores = match self.setting.server_cores {
-            Some(servers) => {
+            Some(servers) if subject != Subject::Failover => {
                 format!("of the cores {cores} for clients and {servers} for the server, where there is one")
             }
-            None => format!("{cores} cores for clients and server together"),
+            servers => format!("{} cores for clients and server together", cores + servers.unwrap_or(0)),
         };
         format!("{what}: medians over {rounds} rounds (lowest to highest) of {turn}; {cores}")
     }

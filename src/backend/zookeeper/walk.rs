@@ -271,8 +271,7 @@ impl Answer {
 impl Session {
     /// What is beneath `dir`, whose children have these names, in the keys' order.
     pub(super) async fn walk(&self, dir: &Dir, names: &[String], quest: Quest<'_>) -> Result<Vec<(Key, Found)>> {
-        let (open, asked) = (Open::default(), BTreeSet::new());
-        let mut walk = Walk { quest, open, asked, on_their_way: 0, found: Vec::new(), in_order: true };
+        let mut walk = Walk::new(quest);
         let mut answers = FuturesUnordered::new();
         walk.open_children(self, dir, names);
         while !walk.is_complete() {
@@ -431,7 +430,12 @@ impl Session {
     }
 }
 
-impl Walk<'_> {
+impl<'q> Walk<'q> {
+    fn new(quest: Quest<'q>) -> Self {
+        let (open, asked) = (Open::default(), BTreeSet::new());
+        Walk { quest, open, asked, on_their_way: 0, found: Vec::new(), in_order: true }
+    }
+
     /// What to ask for next, in requests for so many znodes each; none where enough is on its way.
     fn next_visits(&mut self, portion: usize) -> Option<Vec<Visit>> {
         let requests = if portion == 1 { IN_FLIGHT } else { REQUESTS };
@@ -599,9 +603,7 @@ mod tests {
     proptest! {
         #[test]
         fn answers_that_overtake_each_other_are_put_in_order(answers in any_answers()) {
-            let (open, asked) = (Open::default(), BTreeSet::new());
-            let quest = Quest::EVERYTHING;
-            let mut walk = Walk { quest, open, asked, on_their_way: 0, found: Vec::new(), in_order: true };
+            let mut walk = Walk::new(Quest::EVERYTHING);
             for answer in &answers {
                 let version = Version::new(BackendKind::ZooKeeper, 1);
                 let found = || Found { version, value: Bytes::new(), has_value: true, is_owned: false, line: None };
